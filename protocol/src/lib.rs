@@ -1,0 +1,7 @@
+//! What both sides of the vsock share: the manifest and its digest, the control API's types, the stream
+//! header, the metric families and the transport. It knows no process and no clock.
+
+pub mod control;
+pub mod metrics;
+pub mod stream;
+pub mod timestamp;

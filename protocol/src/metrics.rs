@@ -1,0 +1,160 @@
+//! Metric families: one list of numbers, made in the supervisor, read by the telemetry plugin (JSON), by
+//! host-proxy and by Prometheus (text). Whoever carries them need not know which metrics there are.
+
+use std::{collections::BTreeMap, fmt::Write as _};
+
+use serde::{Deserialize, Serialize};
+
+use crate::timestamp::Timestamp;
+
+/// Fraction of CPU time used over all cores, 0.0–1.0.
+pub const CPU_USAGE: &str = "nitro_enclave_cpu_usage";
+/// 1 − `MemAvailable`/`MemTotal`, 0.0–1.0.
+pub const MEMORY_USAGE: &str = "nitro_enclave_memory_usage";
+/// Raw `MemAvailable`, in bytes.
+pub const MEMORY_AVAILABLE: &str = "enclave_memory_available_bytes";
+/// Raw `MemTotal`, in bytes.
+pub const MEMORY_TOTAL: &str = "enclave_memory_total_bytes";
+
+/// The label that an autoscaler selects on: the manifest's `metadata.name`.
+pub const LABEL_DEPLOYMENT: &str = "oblv_deployment_name";
+/// The same value; the vendor's HPA example selects on this one.
+pub const LABEL_NED: &str = "ned_name";
+/// The manifest's `metadata.namespace`.
+pub const LABEL_NAMESPACE: &str = "namespace";
+/// Unique per enclave.
+pub const LABEL_INSTANCE: &str = "instance";
+
+/// All numbers of one moment: the JSON answer to `GET /v1/metrics`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Sample {
+    /// When the readings were taken.
+    pub time: Timestamp,
+    /// On every point of every family.
+    pub labels: BTreeMap<String, String>,
+    /// The families, each name once.
+    pub families: Vec<Family>,
+}
+
+/// One metric with all its points.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Family {
+    /// A legal Prometheus name.
+    pub name: String,
+    /// For people, one line.
+    pub help: String,
+    /// What kind of number.
+    pub kind: Kind,
+    /// The points; label sets are unique.
+    pub points: Vec<Point>,
+}
+
+/// What a number means over time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Kind {
+    /// Goes up and down.
+    Gauge,
+    /// Only goes up, from zero at the supervisor's start.
+    Counter,
+}
+
+/// One number.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Point {
+    /// Beside the sample's own labels.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<String, String>,
+    /// The value.
+    pub value: f64,
+}
+
+impl Point {
+    /// A point with no labels of its own.
+    pub fn bare(value: f64) -> Self {
+        Self { labels: BTreeMap::new(), value }
+    }
+
+    /// A point with these labels.
+    pub fn labelled<const N: usize>(labels: [(&str, &str); N], value: f64) -> Self {
+        Self { labels: labels.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect(), value }
+    }
+}
+
+impl Family {
+    /// A gauge.
+    pub fn gauge(name: &str, help: &str, points: Vec<Point>) -> Self {
+        Self { name: name.to_owned(), help: help.to_owned(), kind: Kind::Gauge, points }
+    }
+
+    /// A counter.
+    pub fn counter(name: &str, help: &str, points: Vec<Point>) -> Self {
+        Self { name: name.to_owned(), help: help.to_owned(), kind: Kind::Counter, points }
+    }
+}
+
+impl Sample {
+    /// The first point of `name`.
+    pub fn value(&self, name: &str) -> Option<f64> {
+        self.families.iter().find(|f| f.name == name)?.points.first().map(|p| p.value)
+    }
+
+    /// Prometheus text exposition format 0.0.4.
+    pub fn to_prometheus(&self) -> String {
+        let mut text = String::new();
+        for family in self.families.iter().filter(|f| !f.points.is_empty()) {
+            let kind = match family.kind {
+                Kind::Gauge => "gauge",
+                Kind::Counter => "counter",
+            };
+            // Writing to a String cannot fail.
+            writeln!(text, "# HELP {} {}", family.name, escape(&family.help, false)).ok();
+            writeln!(text, "# TYPE {} {kind}", family.name).ok();
+            for point in &family.points {
+                text.push_str(&family.name);
+                // The sample's labels win: an identity cannot be overridden by a point.
+                let own = point.labels.iter().filter(|(key, _)| !self.labels.contains_key(*key));
+                let labels: Vec<String> =
+                    self.labels.iter().chain(own).map(|(k, v)| format!("{k}=\"{}\"", escape(v, true))).collect();
+                if !labels.is_empty() {
+                    write!(text, "{{{}}}", labels.join(",")).ok();
+                }
+                writeln!(text, " {}", point.value).ok();
+            }
+        }
+        text
+    }
+}
+
+/// Escapes a help text, or a label's value (`quotes`).
+fn escape(text: &str, quotes: bool) -> String {
+    let text = text.replace('\\', "\\\\").replace('\n', "\\n");
+    if quotes { text.replace('"', "\\\"") } else { text }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_sample_reads_as_prometheus_text_with_its_labels_escaped() {
+        let sample = Sample {
+            time: Timestamp(0),
+            labels: [(LABEL_DEPLOYMENT.to_owned(), "hello".to_owned())].into(),
+            families: vec![
+                Family::gauge(CPU_USAGE, "CPU\nused", vec![Point::bare(0.25)]),
+                Family::counter("c_total", "c", vec![Point::labelled([("plugin", "a\"b\\c")], 3.0)]),
+                Family::gauge("none", "not shown", vec![]),
+            ],
+        };
+        expect_test::expect![[r#"
+            # HELP nitro_enclave_cpu_usage CPU\nused
+            # TYPE nitro_enclave_cpu_usage gauge
+            nitro_enclave_cpu_usage{oblv_deployment_name="hello"} 0.25
+            # HELP c_total c
+            # TYPE c_total counter
+            c_total{oblv_deployment_name="hello",plugin="a\"b\\c"} 3
+        "#]]
+        .assert_eq(&sample.to_prometheus());
+    }
+}
