@@ -3,5 +3,9 @@
 
 pub mod control;
 pub mod metrics;
+#[cfg(feature = "transport")]
+pub mod relay;
 pub mod stream;
 pub mod timestamp;
+#[cfg(feature = "transport")]
+pub mod transport;

@@ -114,8 +114,12 @@ impl Sample {
                 text.push_str(&family.name);
                 // The sample's labels win: an identity cannot be overridden by a point.
                 let own = point.labels.iter().filter(|(key, _)| !self.labels.contains_key(*key));
-                let labels: Vec<String> =
-                    self.labels.iter().chain(own).map(|(k, v)| format!("{k}=\"{}\"", escape(v, true))).collect();
+                let labels: Vec<String> = self
+                    .labels
+                    .iter()
+                    .chain(own)
+                    .map(|(k, v)| format!("{k}=\"{}\"", escape(v, true)))
+                    .collect();
                 if !labels.is_empty() {
                     write!(text, "{{{}}}", labels.join(",")).ok();
                 }

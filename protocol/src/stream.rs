@@ -73,7 +73,8 @@ impl Header {
     /// The header's bytes. `None` when the name is empty, too long or has illegal bytes.
     pub fn encode(&self) -> Option<Vec<u8>> {
         let name = self.name.as_bytes();
-        let name_len = u8::try_from(name.len()).ok().filter(|len| (1..=NAME_MAX).contains(&usize::from(*len)))?;
+        let name_len =
+            u8::try_from(name.len()).ok().filter(|len| (1..=NAME_MAX).contains(&usize::from(*len)))?;
         if self.port == 0 || !name.iter().all(|b| is_name_byte(*b)) {
             return None;
         }
@@ -235,7 +236,12 @@ mod tests {
     use super::*;
 
     fn egress() -> Header {
-        Header { kind: Kind::Egress, port: 443, trace_id: 0x0102_0304_0506_0708, name: "kms.example.com".into() }
+        Header {
+            kind: Kind::Egress,
+            port: 443,
+            trace_id: 0x0102_0304_0506_0708,
+            name: "kms.example.com".into(),
+        }
     }
 
     fn decode(bytes: &[u8]) -> Result<Header, HeaderError> {
