@@ -2,7 +2,10 @@
 //! header, the metric families and the transport. It knows no process and no clock.
 
 pub mod control;
+pub mod digest;
+pub mod manifest;
 pub mod metrics;
+pub mod policy;
 #[cfg(feature = "transport")]
 pub mod relay;
 pub mod stream;
