@@ -88,7 +88,7 @@ mod tests {
             }
         }
         assert!(parse(&"a".repeat(64)).is_err());
-        assert!(parse(&"a.".repeat(127)).is_err());
-        assert!(parse(&"a.".repeat(126)).is_ok());
+        assert!(parse(&"a.".repeat(128)).is_err());
+        assert!(parse(&"a.".repeat(127)).is_ok());
     }
 }

@@ -178,7 +178,7 @@ fn check(root: &Cursor<'_>, scope: &Scope<'_>) -> Option<Manifest> {
     let version = fields.required("apiVersion").and_then(|c| check_constant(&c, API_VERSION));
     let kind = fields.required("kind").and_then(|c| check_constant(&c, KIND));
     // Another kind has other fields; naming each as unknown would bury the one mistake.
-    (version?, kind?);
+    version.and(kind)?;
     let metadata = fields.required("metadata");
     let spec = fields.required("spec");
     fields.field("status");

@@ -12,7 +12,7 @@ pub(super) fn nearest<'k>(word: &str, known: impl IntoIterator<Item = &'k str>) 
     known
         .into_iter()
         .map(|candidate| (distance(&word, &candidate.to_lowercase()), candidate))
-        .filter(|(edits, candidate)| *edits <= candidate.chars().count().div_ceil(3).min(3))
+        .filter(|(edits, candidate)| *edits <= (candidate.chars().count() / 3).clamp(1, 3))
         .min_by_key(|(edits, _)| *edits)
         .map(|(_, candidate)| candidate)
 }

@@ -22,13 +22,11 @@ pub(super) fn sort(mut checked: Vec<Checked<'_>>) -> Vec<Plugin> {
         // A dependency that is not there at all was reported, and holds nothing up here.
         let waits =
             |one: &Checked<'_>| left.iter().any(|other| one.plugin.depends_on.contains(&other.plugin.name));
-        match left.iter().position(|one| !waits(one)) {
-            Some(next) => sorted.push(left.remove(next).plugin.clone()),
-            None => {
-                report_cycle(&left);
-                break;
-            }
-        }
+        let Some(next) = left.iter().position(|one| !waits(one)) else {
+            report_cycle(&left);
+            break;
+        };
+        sorted.push(left.remove(next).plugin.clone());
     }
     sorted
 }

@@ -45,14 +45,12 @@ fn parse(text: &str) -> Result<u32, String> {
 
 /// A period in the largest units that hold it.
 fn shown(mut millis: u32) -> String {
-    let mut text = String::new();
-    for (unit, scale) in UNITS {
+    let part = |(unit, scale)| {
         let count = millis / scale;
-        if count > 0 {
-            text.push_str(&format!("{count}{unit}"));
-            millis %= scale;
-        }
-    }
+        millis %= scale;
+        if count > 0 { format!("{count}{unit}") } else { String::new() }
+    };
+    let text: String = UNITS.into_iter().map(part).collect();
     if text.is_empty() { "0s".to_owned() } else { text }
 }
 

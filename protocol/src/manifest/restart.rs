@@ -55,8 +55,8 @@ impl Default for Restart {
             policy: RestartPolicy::Always,
             delay_initial: Duration::from_secs(1),
             factor_thousandths: 2000,
-            delay_max: Duration::from_secs(60),
-            reset_after: Duration::from_secs(600),
+            delay_max: Duration::from_mins(1),
+            reset_after: Duration::from_mins(10),
             restarts_max: None,
             jitter_thousandths: 100,
         }

@@ -60,6 +60,10 @@ fn position(mark: Marker) -> Position {
     Position { line: mark.line().max(1), column: mark.col() + 1 }
 }
 
+fn too_deep() -> String {
+    format!("nested deeper than {DEPTH_MAX} levels")
+}
+
 /// Reading stops; the report says why.
 struct Stop;
 
@@ -107,8 +111,12 @@ impl Tree<'_> {
                 self.report.add(position, &self.path(), "aliases are not supported: write the value out");
                 self.place(Node { position, value: Value::Refused })
             }
-            // What is left shapes the stream and carries no node.
-            _ => Ok(()),
+            Event::StreamStart | Event::StreamEnd | Event::DocumentStart(..) | Event::DocumentEnd => Ok(()),
+            // The parser may learn new events; a tree that lacks one would not be what the text says.
+            Event::Anchor(..) | _ => {
+                self.report.add(position, &self.path(), "not supported here");
+                Err(Stop)
+            }
         }
     }
 
@@ -127,7 +135,7 @@ impl Tree<'_> {
             return Err(Stop);
         }
         if self.open.len() >= DEPTH_MAX {
-            self.report.add(position, &self.path(), format!("nested deeper than {DEPTH_MAX} levels"));
+            self.report.add(position, &self.path(), too_deep());
             return Err(Stop);
         }
         self.open.push(open);
@@ -152,41 +160,33 @@ impl Tree<'_> {
             self.report.add(node.position, "", format!("more than {NODES_MAX} values"));
             return Err(Stop);
         }
-        let path = self.path_of_key(&node);
         match self.open.last_mut() {
             None => self.root = Some(node),
             Some(Open::Sequence { items, .. }) => items.push(node),
-            Some(Open::Mapping { entries, keys, key, .. }) => match key.take() {
-                Some((name, position)) => {
-                    // The first value of a repeated key stays; the repetition is reported.
-                    if keys.insert(name.clone()) {
-                        entries.push(Entry { key: name, position, node });
-                    }
+            Some(Open::Mapping { entries, keys, key, .. }) => {
+                let Some((name, position)) = key.take() else { return self.place_key(node) };
+                // The first value of a repeated key stays; the repetition is reported.
+                if keys.insert(name.clone()) {
+                    entries.push(Entry { key: name, position, node });
                 }
-                None => {
-                    let position = node.position;
-                    let Value::Scalar(scalar) = node.value else { return Err(Stop) };
-                    if keys.contains(&scalar.text) {
-                        let message = format!("the key {} is given twice", quoted(&scalar.text));
-                        self.report.add(position, &path.unwrap_or_default(), message);
-                    }
-                    *key = Some((scalar.text, position));
-                }
-            },
+            }
         }
         Ok(())
     }
 
-    /// The path a node has if it turns out to be a repeated key; made only then.
-    fn path_of_key(&self, node: &Node) -> Option<String> {
-        match (self.open.last(), &node.value) {
-            (Some(Open::Mapping { key: None, keys, .. }), Value::Scalar(scalar))
-                if keys.contains(&scalar.text) =>
-            {
-                Some(path::key(&self.path(), &scalar.text))
-            }
-            _ => None,
+    fn place_key(&mut self, node: Node) -> Result<(), Stop> {
+        let (path, position) = (self.path(), node.position);
+        let Some(Open::Mapping { keys, key, .. }) = self.open.last_mut() else { return Err(Stop) };
+        let Value::Scalar(scalar) = node.value else {
+            // An alias, which was reported.
+            return Err(Stop);
+        };
+        if keys.contains(&scalar.text) {
+            let message = format!("the key {} is given twice", quoted(&scalar.text));
+            self.report.add(position, &path::key(&path, &scalar.text), message);
         }
+        *key = Some((scalar.text, position));
+        Ok(())
     }
 
     /// Where reading is.
@@ -199,9 +199,10 @@ impl Tree<'_> {
     }
 
     fn syntax_error(&self, error: &ScanError) {
-        let message = match error.kind() {
-            ErrorKind::RecursionLimitExceeded => format!("nested deeper than {DEPTH_MAX} levels"),
-            _ => format!("not valid YAML: {}", error.info().escape_debug()),
+        let message = if matches!(error.kind(), ErrorKind::RecursionLimitExceeded) {
+            too_deep()
+        } else {
+            format!("not valid YAML: {}", error.info().replace(char::is_control, " "))
         };
         self.report.add(position(*error.marker()), &self.path(), message);
     }
