@@ -187,6 +187,7 @@ fn check_reference(cursor: &Cursor<'_>, scope: &Scope<'_>) -> Option<Target> {
         return None;
     }
     let text = cursor.checked(reference.resolve(files))?;
-    let name = cursor.checked(fqdn::parse(&text))?;
+    let of_file = |message| format!("{reference}: {message}");
+    let name = cursor.checked(fqdn::parse(&text).map_err(of_file))?;
     Some(Target::Name(name, Some(reference)))
 }

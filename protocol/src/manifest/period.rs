@@ -4,16 +4,23 @@ use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use super::cursor::Cursor;
-use super::scalar::quoted;
+use super::scalar::{Kind, quoted};
 
 /// Longest period a field may hold, in milliseconds: a week.
 pub(super) const PERIOD_MS_MAX: u32 = 7 * 24 * 3600 * 1000;
+
+const EXPECTED: &str = "a duration such as \"1s\"";
 
 const UNITS: [(&str, u32); 4] = [("h", 3_600_000), ("m", 60_000), ("s", 1000), ("ms", 1)];
 
 /// Reads a period within `range`, in milliseconds.
 pub(super) fn check(cursor: &Cursor<'_>, range: RangeInclusive<u32>) -> Option<Duration> {
-    let text = cursor.string_of("a duration such as \"1s\"")?;
+    let scalar = cursor.scalar(EXPECTED)?;
+    if matches!(scalar.kind(), Kind::Integer | Kind::Float) {
+        cursor.error(format!("expected {EXPECTED}, found {}; add the unit", scalar.found()));
+        return None;
+    }
+    let text = cursor.string_of(EXPECTED)?;
     let millis = cursor.checked(parse(text))?;
     if !range.contains(&millis) {
         let (low, high) = (shown(*range.start()), shown(*range.end()));

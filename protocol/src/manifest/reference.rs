@@ -75,10 +75,15 @@ fn split(text: &str, format: Option<Format>) -> Result<Vec<String>, String> {
     Ok(steps)
 }
 
+impl std::fmt::Display for Reference {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "ConfigMap {}, key {}", self.config_map, self.key)
+    }
+}
+
 impl Reference {
     /// The text that stands there.
     pub(super) fn resolve(&self, files: &Files) -> Result<String, String> {
-        let file = format!("ConfigMap {}, key {}", self.config_map, self.key);
         let keys = files.config_maps.get(&self.config_map);
         let keys =
             keys.ok_or_else(|| format!("ConfigMap {} was not delivered with the manifest", self.config_map))?;
@@ -87,15 +92,15 @@ impl Reference {
             .ok_or_else(|| format!("ConfigMap {} has no key {}", self.config_map, self.key))?;
         if bytes.0.len() > FILE_BYTES_MAX {
             return Err(format!(
-                "{file} is too long to read a host name from: at most {FILE_BYTES_MAX} bytes"
+                "{self} is too long to read a host name from: at most {FILE_BYTES_MAX} bytes"
             ));
         }
-        let text = std::str::from_utf8(&bytes.0).map_err(|_| format!("{file} is not UTF-8"))?;
+        let text = std::str::from_utf8(&bytes.0).map_err(|_| format!("{self} is not UTF-8"))?;
         match self.format {
             Format::Yaml | Format::Json => self.in_tree(text),
             Format::Ini => self.in_sections(text),
         }
-        .map_err(|reason| format!("{file}: {reason}"))
+        .map_err(|reason| format!("{self}: {reason}"))
     }
 
     /// JSON is read as the YAML that it is.

@@ -41,12 +41,15 @@ fn the_manifest_of_the_autoscaling_guide_is_accepted() {
                 ],
             },
         )
-    "#]].assert_debug_eq(&(&manifest.name, &manifest.namespace, manifest.plan()));
+    "#]]
+    .assert_debug_eq(&(&manifest.name, &manifest.namespace, manifest.plan()));
 }
 
 #[test]
 fn every_mistake_of_a_broken_manifest_is_found_at_once() {
-    check(BROKEN, expect![[r#"
+    check(
+        BROKEN,
+        expect![[r#"
         5:9: metadata.name: "Hello_FastAPI" is no DNS-1123 subdomain: at most 253 lower-case letters, digits, hyphens and dots, each part beginning and ending with a letter or digit
         8:3: spec.replica: unknown field "replica"; did you mean replicas?
         9:20: spec.enclaveCpuCount: expected a whole number, found the string "2"; remove the quotes
@@ -79,32 +82,45 @@ fn every_mistake_of_a_broken_manifest_is_found_at_once() {
         43:18: spec.plugins.telemetry.outboundConnections[1].fqdn: "10.0.0.1" is an IP address: egress goes to host names only
         44:18: spec.plugins.telemetry.outboundConnections[2].fqdn: "*.example": wildcards are not supported yet
         45:18: spec.plugins.telemetry.outboundConnections[3].type: connections to attested peers are not supported yet: only type default is
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
 fn another_kind_or_version_is_the_only_mistake_named() {
-    check("apiVersion: v1\nkind: Pod\nspec: {containers: []}", expect![[r#"
+    check(
+        "apiVersion: v1\nkind: Pod\nspec: {containers: []}",
+        expect![[r#"
         1:13: apiVersion: expected k8s.oblv.com/v1alpha1, found "v1"
         2:7: kind: expected NitroEnclaveDeployment, found "Pod"
-    "#]]);
-    check("kind: NitroEnclaveDeployment\nspec: {}", expect![[r#"
+    "#]],
+    );
+    check(
+        "kind: NitroEnclaveDeployment\nspec: {}",
+        expect![[r#"
         1:1: (document): the field apiVersion is required
-    "#]]);
-    check("apiVersion: k8s.oblv.com/v1alpha1\nkind: NitroEnclaveDeployment", expect![[r#"
+    "#]],
+    );
+    check(
+        "apiVersion: k8s.oblv.com/v1alpha1\nkind: NitroEnclaveDeployment",
+        expect![[r#"
         1:1: (document): the field metadata is required
         1:1: (document): the field spec is required
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
 fn top_level_fields_are_known_and_status_is_left_alone() {
     let text = with_plugin("");
     assert_eq!(outcome(&format!("{text}status: {{ready: true, x: [1]}}"), &Context::default()), "ok\n");
-    check(&format!("{text}spce: 1\nmetdata: {{}}\n"), expect![[r#"
+    check(
+        &format!("{text}spce: 1\nmetdata: {{}}\n"),
+        expect![[r#"
         8:1: spce: unknown field "spce"; did you mean spec?
         9:1: metdata: unknown field "metdata"; did you mean metadata?
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
@@ -124,10 +140,12 @@ fn names_of_deployment_and_namespace_are_dns_names() {
     "#]].assert_eq(&with("{name: A_b, namespace: a.b}"));
     expect![[r#"
         3:11: metadata: the field name is required
-    "#]].assert_eq(&with("{namespace: x}"));
+    "#]]
+    .assert_eq(&with("{namespace: x}"));
     expect![[r#"
         3:18: metadata.name: expected a string, found the number 7; put it in quotes
-    "#]].assert_eq(&with("{name: 7}"));
+    "#]]
+    .assert_eq(&with("{name: 7}"));
     expect![[r#"
         3:18: metadata.name: "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa…" is no DNS-1123 subdomain: at most 253 lower-case letters, digits, hyphens and dots, each part beginning and ending with a letter or digit
     "#]].assert_eq(&with(&format!("{{name: {}}}", "a".repeat(254))));
@@ -135,16 +153,25 @@ fn names_of_deployment_and_namespace_are_dns_names() {
 
 #[test]
 fn at_least_one_user_plugin_is_needed_and_not_too_many() {
-    check(&with_spec("replicas: 1"), expect![[r#"
+    check(
+        &with_spec("replicas: 1"),
+        expect![[r#"
         5:3: spec: the field userPlugins is required
-    "#]]);
-    check(&with_spec("userPlugins: []"), expect![[r#"
+    "#]],
+    );
+    check(
+        &with_spec("userPlugins: []"),
+        expect![[r#"
         5:16: spec.userPlugins: at least one user plugin is required
-    "#]]);
+    "#]],
+    );
     let many: String = (0..65).map(|i| format!("- {{name: p{i}, image: x}}\n")).collect();
-    check(&with_spec(&format!("userPlugins:\n{many}")), expect![[r#"
+    check(
+        &with_spec(&format!("userPlugins:\n{many}")),
+        expect![[r#"
         6:5: spec.userPlugins: 65 items are too many: the limit is 64
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
@@ -209,7 +236,8 @@ logs: {host: supervisor}",
                 "OTHER",
             ),
         }
-    "#]].assert_debug_eq(&manifest.host);
+    "#]]
+    .assert_debug_eq(&manifest.host);
     check(
         &with_spec(
             "userPlugins: [{name: app, image: x, imagePullSecret: 7}]
@@ -267,40 +295,76 @@ fn check_baked(text: &str, baked: &[(&str, &str)], expected: Expect) {
 #[test]
 fn an_image_must_be_the_one_that_was_baked_in() {
     let text = with_plugin("");
-    check_baked(&text, &[("app", "app:1")], expect![[r#"
+    check_baked(
+        &text,
+        &[("app", "app:1")],
+        expect![[r#"
         ok
-    "#]]);
-    check_baked(&text, &[("app", "app:2"), ("other", "app:1")], expect![[r#"
+    "#]],
+    );
+    check_baked(
+        &text,
+        &[("app", "app:2"), ("other", "app:1")],
+        expect![[r#"
         7:14: spec.userPlugins[0].image: "app:1" is not baked in: the image of app here is "app:2"
-    "#]]);
-    check_baked(&text, &[("other", "app:1"), ("telemetry", "t:1")], expect![[r#"
+    "#]],
+    );
+    check_baked(
+        &text,
+        &[("other", "app:1"), ("telemetry", "t:1")],
+        expect![[r#"
         7:14: spec.userPlugins[0].image: "app:1" is not baked in for app: baked in are other ("app:1"), telemetry ("t:1")
-    "#]]);
-    check_baked(&text, &[], expect![[r#"
+    "#]],
+    );
+    check_baked(
+        &text,
+        &[],
+        expect![[r#"
         7:14: spec.userPlugins[0].image: "app:1" is not baked in for app: no plugin is
-    "#]]);
+    "#]],
+    );
     let many: Vec<String> = (0..12).map(|i| format!("p{i:02}")).collect();
     let many: Vec<(&str, &str)> = many.iter().map(|name| (name.as_str(), "x")).collect();
-    check_baked(&text, &many, expect![[r#"
+    check_baked(
+        &text,
+        &many,
+        expect![[r#"
         7:14: spec.userPlugins[0].image: "app:1" is not baked in for app: baked in are p00 ("x"), p01 ("x"), p02 ("x"), p03 ("x"), p04 ("x"), p05 ("x"), p06 ("x"), p07 ("x"), 4 more
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
 fn telemetry_may_run_from_the_base_image() {
     let (without, with) = (with_telemetry("env: []"), with_telemetry("image: t:1"));
-    check_baked(&without, &[("app", "app:1")], expect![[r#"
+    check_baked(
+        &without,
+        &[("app", "app:1")],
+        expect![[r#"
         ok
-    "#]]);
-    check_baked(&with, &[("app", "app:1")], expect![[r#"
+    "#]],
+    );
+    check_baked(
+        &with,
+        &[("app", "app:1")],
+        expect![[r#"
         ok
-    "#]]);
-    check_baked(&with, &[("app", "app:1"), ("telemetry", "t:1")], expect![[r#"
+    "#]],
+    );
+    check_baked(
+        &with,
+        &[("app", "app:1"), ("telemetry", "t:1")],
+        expect![[r#"
         ok
-    "#]]);
-    check_baked(&with, &[("app", "app:1"), ("telemetry", "t:2")], expect![[r#"
+    "#]],
+    );
+    check_baked(
+        &with,
+        &[("app", "app:1"), ("telemetry", "t:2")],
+        expect![[r#"
         8:14: spec.plugins.telemetry.image: "t:1" is not baked in: the image of telemetry here is "t:2"
-    "#]]);
+    "#]],
+    );
     check_baked(
         &with_spec("userPlugins: [{name: a, image: x}]\nplugins: {auth: {}}"),
         &[("a", "x")],

@@ -23,7 +23,8 @@ fn both_forms_of_a_name_are_accepted_and_normalised() {
     expect![[r#"
         app example.com:80 tls=false
         app oblv.com:443 tls=true
-    "#]].assert_eq(&rules(&manifest));
+    "#]]
+    .assert_eq(&rules(&manifest));
     assert!(manifest.plugins[0].egress.iter().any(|egress| egress.redirects));
 }
 
@@ -44,7 +45,8 @@ plugins: {telemetry: {}}",
         b both.example:1 tls=false
         telemetry all.example:443 tls=true
         telemetry both.example:1 tls=false
-    "#]].assert_eq(&rules(&manifest));
+    "#]]
+    .assert_eq(&rules(&manifest));
 }
 
 #[test]
@@ -108,9 +110,12 @@ fn mistakes_in_a_connection_are_named() {
         "#]],
     );
     let many: String = (0..257).map(|i| format!("- {{fqdn: a, port: {}}}\n", i + 1)).collect();
-    check(&with_plugin(&format!("outboundConnections:\n{many}")), expect![[r#"
+    check(
+        &with_plugin(&format!("outboundConnections:\n{many}")),
+        expect![[r#"
         9:9: spec.userPlugins[0].outboundConnections: 257 items are too many: the limit is 256
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
@@ -164,15 +169,27 @@ fn a_name_can_be_read_from_a_synced_file() {
             app es.example:443 tls=false
         "#]],
     );
-    check_reference("{name: conf, key: app.json, type: json, ref: 'a#1#host'}", &files, expect![[r#"
+    check_reference(
+        "{name: conf, key: app.json, type: json, ref: 'a#1#host'}",
+        &files,
+        expect![[r#"
         app json.example:443 tls=false
-    "#]]);
-    check_reference("{name: conf, key: app.ini, type: ini, ref: 'db#host'}", &files, expect![[r#"
+    "#]],
+    );
+    check_reference(
+        "{name: conf, key: app.ini, type: ini, ref: 'db#host'}",
+        &files,
+        expect![[r#"
         app ini.example:443 tls=false
-    "#]]);
-    check_reference("{name: conf, key: app.ini, type: ini, ref: top}", &files, expect![[r#"
+    "#]],
+    );
+    check_reference(
+        "{name: conf, key: app.ini, type: ini, ref: top}",
+        &files,
+        expect![[r#"
         app top.example:443 tls=false
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
@@ -186,42 +203,90 @@ fn a_name_that_is_not_in_the_file_is_refused_with_its_place() {
     ]);
     let of =
         |key: &str, kind: &str, path: &str| format!("{{name: c, key: {key}, type: {kind}, ref: '{path}'}}");
-    check_reference(&of("a.yaml", "yaml", "pipeline#outputs#1#host"), &files, expect![[r#"
+    check_reference(
+        &of("a.yaml", "yaml", "pipeline#outputs#1#host"),
+        &files,
+        expect![[r#"
         8:48: spec.userPlugins[0].outboundConnections[0].fqdn.configMap: ConfigMap c, key a.yaml: nothing at "pipeline#outputs#1"
-    "#]]);
-    check_reference(&of("a.yaml", "yaml", "pipeline#outputs#0"), &files, expect![[r#"
+    "#]],
+    );
+    check_reference(
+        &of("a.yaml", "yaml", "pipeline#outputs#0"),
+        &files,
+        expect![[r#"
         8:48: spec.userPlugins[0].outboundConnections[0].fqdn.configMap: ConfigMap c, key a.yaml: "pipeline#outputs#0" holds a mapping, no host name
-    "#]]);
-    check_reference(&of("a.yaml", "yaml", "pipeline#outputs#0#port"), &files, expect![[r#"
-        8:48: spec.userPlugins[0].outboundConnections[0].fqdn.configMap: "9200" is an IP address in another form: egress goes to host names only
-    "#]]);
-    check_reference(&of("a.yaml", "yaml", "pipeline#outputs#x"), &files, expect![[r#"
+    "#]],
+    );
+    check_reference(
+        &of("a.yaml", "yaml", "pipeline#outputs#0#port"),
+        &files,
+        expect![[r#"
+            8:48: spec.userPlugins[0].outboundConnections[0].fqdn.configMap: ConfigMap c, key a.yaml: "9200" is an IP address in another form: egress goes to host names only
+        "#]],
+    );
+    check_reference(
+        &of("a.yaml", "yaml", "pipeline#outputs#x"),
+        &files,
+        expect![[r#"
         8:48: spec.userPlugins[0].outboundConnections[0].fqdn.configMap: ConfigMap c, key a.yaml: nothing at "pipeline#outputs#x"
-    "#]]);
-    check_reference(&of("bad.yaml", "yaml", "a"), &files, expect![[r#"
+    "#]],
+    );
+    check_reference(
+        &of("bad.yaml", "yaml", "a"),
+        &files,
+        expect![[r#"
         8:48: spec.userPlugins[0].outboundConnections[0].fqdn.configMap: ConfigMap c, key bad.yaml: 1:4: a[0]: not valid YAML: unclosed bracket '['
-    "#]]);
-    check_reference(&of("anchor.yaml", "yaml", "b"), &files, expect![[r#"
+    "#]],
+    );
+    check_reference(
+        &of("anchor.yaml", "yaml", "b"),
+        &files,
+        expect![[r#"
         8:48: spec.userPlugins[0].outboundConnections[0].fqdn.configMap: ConfigMap c, key anchor.yaml: 1:7: a: anchors are not supported: write the value out
-    "#]]);
-    check_reference(&of("empty.yaml", "yaml", "b"), &files, expect![[r#"
+    "#]],
+    );
+    check_reference(
+        &of("empty.yaml", "yaml", "b"),
+        &files,
+        expect![[r#"
         8:48: spec.userPlugins[0].outboundConnections[0].fqdn.configMap: ConfigMap c, key empty.yaml: 1:1: (document): the document is empty
-    "#]]);
-    check_reference(&of("a.ini", "ini", "s#k"), &files, expect![[r#"
+    "#]],
+    );
+    check_reference(
+        &of("a.ini", "ini", "s#k"),
+        &files,
+        expect![[r#"
         8:48: spec.userPlugins[0].outboundConnections[0].fqdn.configMap: ConfigMap c, key a.ini: "s#k" stands there twice
-    "#]]);
-    check_reference(&of("a.ini", "ini", "s#ip"), &files, expect![[r#"
-        8:48: spec.userPlugins[0].outboundConnections[0].fqdn.configMap: "1.2.3.4" is an IP address: egress goes to host names only
-    "#]]);
-    check_reference(&of("a.ini", "ini", "t#k"), &files, expect![[r#"
+    "#]],
+    );
+    check_reference(
+        &of("a.ini", "ini", "s#ip"),
+        &files,
+        expect![[r#"
+            8:48: spec.userPlugins[0].outboundConnections[0].fqdn.configMap: ConfigMap c, key a.ini: "1.2.3.4" is an IP address: egress goes to host names only
+        "#]],
+    );
+    check_reference(
+        &of("a.ini", "ini", "t#k"),
+        &files,
+        expect![[r#"
         8:48: spec.userPlugins[0].outboundConnections[0].fqdn.configMap: ConfigMap c, key a.ini: nothing at "t#k"
-    "#]]);
-    check_reference(&of("none", "ini", "t#k"), &files, expect![[r#"
+    "#]],
+    );
+    check_reference(
+        &of("none", "ini", "t#k"),
+        &files,
+        expect![[r#"
         8:48: spec.userPlugins[0].outboundConnections[0].fqdn.configMap: ConfigMap c has no key none
-    "#]]);
-    check_reference("{name: none, key: k, type: ini, ref: a}", &files, expect![[r#"
+    "#]],
+    );
+    check_reference(
+        "{name: none, key: k, type: ini, ref: a}",
+        &files,
+        expect![[r#"
         8:48: spec.userPlugins[0].outboundConnections[0].fqdn.configMap: ConfigMap none was not delivered with the manifest
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
@@ -274,42 +339,90 @@ fn the_collector_must_be_an_allowed_destination() {
         "#]],
         );
     }
-    check_url("http://c.example", plain, expect![[r#"
+    check_url(
+        "http://c.example",
+        plain,
+        expect![[r#"
         9:41: spec.plugins.telemetry.env[0].value: no outboundConnection of the telemetry plugin allows c.example:80
-    "#]]);
-    check_url("http://d.example:4318", plain, expect![[r#"
+    "#]],
+    );
+    check_url(
+        "http://d.example:4318",
+        plain,
+        expect![[r#"
         9:41: spec.plugins.telemetry.env[0].value: no outboundConnection of the telemetry plugin allows d.example:4318
-    "#]]);
-    check_url("http://c.example:443", tls, expect![[r#"
+    "#]],
+    );
+    check_url(
+        "http://c.example:443",
+        tls,
+        expect![[r#"
         9:41: spec.plugins.telemetry.env[0].value: "http://c.example:443" is plaintext, but the outboundConnection to c.example:443 demands TLS
-    "#]]);
-    check_url("grpc://c.example:4318", plain, expect![[r#"
+    "#]],
+    );
+    check_url(
+        "grpc://c.example:4318",
+        plain,
+        expect![[r#"
         9:41: spec.plugins.telemetry.env[0].value: no URL of a collector: it begins with http:// or https://
-    "#]]);
-    check_url("c.example:4318", plain, expect![[r#"
+    "#]],
+    );
+    check_url(
+        "c.example:4318",
+        plain,
+        expect![[r#"
         9:41: spec.plugins.telemetry.env[0].value: no URL of a collector: it begins with http:// or https://
-    "#]]);
-    check_url("http://user:secret@c.example:4318", plain, expect![[r#"
+    "#]],
+    );
+    check_url(
+        "http://user:secret@c.example:4318",
+        plain,
+        expect![[r#"
         9:41: spec.plugins.telemetry.env[0].value: a collector's URL must not hold a user name or password
-    "#]]);
-    check_url("http://c.example:0", plain, expect![[r#"
+    "#]],
+    );
+    check_url(
+        "http://c.example:0",
+        plain,
+        expect![[r#"
         9:41: spec.plugins.telemetry.env[0].value: "http://c.example:0" has no valid port
-    "#]]);
-    check_url("http://10.0.0.1:4318", plain, expect![[r#"
+    "#]],
+    );
+    check_url(
+        "http://10.0.0.1:4318",
+        plain,
+        expect![[r#"
         9:41: spec.plugins.telemetry.env[0].value: "10.0.0.1" is an IP address: egress goes to host names only
-    "#]]);
-    check_url("http://[::1]:4318", plain, expect![[r#"
+    "#]],
+    );
+    check_url(
+        "http://[::1]:4318",
+        plain,
+        expect![[r#"
         9:41: spec.plugins.telemetry.env[0].value: "[::1]" is an IP address: egress goes to host names only
-    "#]]);
-    check_url("http://c.example:4318/?x=y", plain, expect![[r#"
+    "#]],
+    );
+    check_url(
+        "http://c.example:4318/?x=y",
+        plain,
+        expect![[r#"
         9:41: spec.plugins.telemetry.env[0].value: "http://c.example:4318/?x=y" is no base URL: /v1/metrics is appended, so it has no query or fragment
-    "#]]);
-    check_url("http://", plain, expect![[r#"
+    "#]],
+    );
+    check_url(
+        "http://",
+        plain,
+        expect![[r#"
         9:41: spec.plugins.telemetry.env[0].value: "" is no host name: 1 to 253 characters
-    "#]]);
-    check_url("", plain, expect![[r#"
+    "#]],
+    );
+    check_url(
+        "",
+        plain,
+        expect![[r#"
         9:41: spec.plugins.telemetry.env[0].value: no URL of a collector: it begins with http:// or https://
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
@@ -320,13 +433,22 @@ userPlugins: [{name: app, image: x, env: [{name: EXPORTER_URL, value: anything}]
 plugins: {telemetry: {env: [{name: EXPORTER_URL, value: 'http://c.example:4318'}, {name: HOST_PORT, value: '4318'}]}}",
     );
     assert_eq!(outcome(&text, &Context::default()), "ok\n");
-    check(&with_telemetry("env: [{name: HOST_PORT, value: '0'}]"), expect![[r#"
+    check(
+        &with_telemetry("env: [{name: HOST_PORT, value: '0'}]"),
+        expect![[r#"
         8:38: spec.plugins.telemetry.env[0].value: "0" is no port: a number from 1 to 65535
-    "#]]);
-    check(&with_telemetry("env: [{name: HOST_PORT, value: '65536'}]"), expect![[r#"
+    "#]],
+    );
+    check(
+        &with_telemetry("env: [{name: HOST_PORT, value: '65536'}]"),
+        expect![[r#"
         8:38: spec.plugins.telemetry.env[0].value: "65536" is no port: a number from 1 to 65535
-    "#]]);
-    check(&with_telemetry("env: [{name: HOST_PORT, value: http}]"), expect![[r#"
+    "#]],
+    );
+    check(
+        &with_telemetry("env: [{name: HOST_PORT, value: http}]"),
+        expect![[r#"
         8:38: spec.plugins.telemetry.env[0].value: "http" is no port: a number from 1 to 65535
-    "#]]);
+    "#]],
+    );
 }

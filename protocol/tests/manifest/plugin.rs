@@ -19,11 +19,14 @@ fn unknown_fields_name_the_nearest_known_one() {
             7:3: spec.log: unknown field "log"; did you mean logs?
         "#]],
     );
-    check(&with_plugin("\"a.b\": 1\n\"\": 2\n\"\\e[31m\": 3"), expect![[r#"
+    check(
+        &with_plugin("\"a.b\": 1\n\"\": 2\n\"\\e[31m\": 3"),
+        expect![[r#"
         8:7: spec.userPlugins[0]["a.b"]: unknown field "a.b"
         9:7: spec.userPlugins[0][""]: unknown field ""
         10:7: spec.userPlugins[0]["\u{1b}[31m"]: unknown field "\u{1b}[31m"
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
@@ -52,10 +55,13 @@ fn a_field_is_given_in_one_place_and_display_fields_only_outside() {
             16:19: spec.plugins.telemetry.logsAccess: expected true or false, found the string "maybe"
         "#]],
     );
-    check(&with_plugin("spec: {command: [x]}\nkind: y"), expect![[r#"
+    check(
+        &with_plugin("spec: {command: [x]}\nkind: y"),
+        expect![[r#"
         8:7: spec.userPlugins[0].spec: unknown field "spec"
         9:7: spec.userPlugins[0].kind: unknown field "kind"
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
@@ -94,10 +100,13 @@ fn access_to_the_supervisor_is_granted_by_word() {
     assert_eq!(access(&with_plugin("supervisorAccess: [logs, status]")), "status logs");
     assert_eq!(access(&with_telemetry("env: []")), "metrics status");
     assert_eq!(access(&with_telemetry("supervisorAccess: []")), "");
-    check(&with_plugin("supervisorAccess: [metric, root]"), expect![[r#"
+    check(
+        &with_plugin("supervisorAccess: [metric, root]"),
+        expect![[r#"
         8:26: spec.userPlugins[0].supervisorAccess[0]: expected one of metrics, status, logs, found "metric"; did you mean metrics?
         8:34: spec.userPlugins[0].supervisorAccess[1]: expected one of metrics, status, logs, found "root"
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
@@ -115,7 +124,7 @@ fn limits_are_quantities() {
             ),
         }
     "#]]
-        .assert_debug_eq(&plugin("resources: {limits: {cpu: 500m, memory: 256Mi, pids: 100}}").limits);
+    .assert_debug_eq(&plugin("resources: {limits: {cpu: 500m, memory: 256Mi, pids: 100}}").limits);
     expect![[r#"
         Limits {
             cpu_millis: Some(
@@ -126,7 +135,8 @@ fn limits_are_quantities() {
             ),
             pids: None,
         }
-    "#]].assert_debug_eq(&plugin("resources: {limits: {cpu: 1.5, memory: '1e9'}}").limits);
+    "#]]
+    .assert_debug_eq(&plugin("resources: {limits: {cpu: 1.5, memory: '1e9'}}").limits);
     check(
         &with_plugin("resources: {limits: {cpu: 0, memory: 1.5, pids: 0}, requests: {cpu: x, gpu: 1}}"),
         expect![[r#"

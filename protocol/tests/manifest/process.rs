@@ -11,12 +11,18 @@ fn an_empty_command_means_the_images_own() {
     assert_eq!(with.args, None);
     assert_eq!(with.working_dir.as_deref(), Some("/srv/app"));
     assert_eq!(plugin("command: []").command, None);
-    check(&with_plugin("workingDir: srv"), expect![[r#"
+    check(
+        &with_plugin("workingDir: srv"),
+        expect![[r#"
         8:19: spec.userPlugins[0].workingDir: "srv" is no absolute path
-    "#]]);
-    check(&with_plugin("workingDir: /srv/.."), expect![[r#"
+    "#]],
+    );
+    check(
+        &with_plugin("workingDir: /srv/.."),
+        expect![[r#"
         8:19: spec.userPlugins[0].workingDir: "/srv/.." must not hold ".."
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
@@ -39,10 +45,13 @@ fn environment_names_are_kubernetes_names_and_set_once() {
 fn a_string_that_no_process_can_be_given_is_refused() {
     let long = "x".repeat(131_070);
     assert_eq!(plugin(&format!("env: [{{name: A, value: {}}}]\nargs: [{long}]", &long[2..])).env.len(), 1);
-    check(&with_plugin(&format!("env: [{{name: A, value: {long}}}]\nargs: [{long}xx]")), expect![[r#"
+    check(
+        &with_plugin(&format!("env: [{{name: A, value: {long}}}]\nargs: [{long}xx]")),
+        expect![[r#"
         8:13: spec.userPlugins[0].env[0]: longer than a process can be given: 131071 bytes
         9:14: spec.userPlugins[0].args[0]: longer than a process can be given: 131071 bytes
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
@@ -57,7 +66,8 @@ fn restart_has_the_defaults_of_the_contract() {
             restarts_max: None,
             jitter_thousandths: 100,
         }
-    "#]].assert_debug_eq(&plugin("").restart);
+    "#]]
+    .assert_debug_eq(&plugin("").restart);
     expect![[r#"
         Restart {
             policy: OnFailure,
@@ -86,16 +96,19 @@ fn restart_values_have_ranges() {
             8:22: spec.userPlugins[0].restartPolicy: expected one of Always, OnFailure, Never, found "onfailure"; did you mean OnFailure?
             9:31: spec.userPlugins[0].restart.initialDelay: "1ms" is out of range: 10ms to 168h
             9:44: spec.userPlugins[0].restart.factor: 0.5 is out of range: 1 to 100
-            9:59: spec.userPlugins[0].restart.maxDelay: expected a duration such as "1s", found the number 1; put it in quotes
+            9:59: spec.userPlugins[0].restart.maxDelay: expected a duration such as "1s", found the number 1; add the unit
             9:74: spec.userPlugins[0].restart.resetAfter: "1w" is no duration: write for example 500ms, 1s, 1m30s or 1h
             9:91: spec.userPlugins[0].restart.maxRestarts: expected a whole number from 0 to 4294967295, found the number -1
             9:103: spec.userPlugins[0].restart.jitter: 1.1 is out of range: 0 to 1
             9:108: spec.userPlugins[0].restart.max: unknown field "max"
         "#]],
     );
-    check(&with_plugin("restart: {initialDelay: 2m}"), expect![[r#"
+    check(
+        &with_plugin("restart: {initialDelay: 2m}"),
+        expect![[r#"
         8:16: spec.userPlugins[0].restart: maxDelay is shorter than initialDelay
-    "#]]);
+    "#]],
+    );
     check(
         &with_plugin("restart: {initialDelay: 2s, maxDelay: 1s, factor: 2x, jitter: 0.0001}"),
         expect![[r#"
@@ -104,20 +117,26 @@ fn restart_values_have_ranges() {
             8:69: spec.userPlugins[0].restart.jitter: "0.0001" is no decimal number with at most three decimals
         "#]],
     );
-    check(&with_plugin("restart: {maxDelay: 169h, resetAfter: 0s, maxRestarts: many}"), expect![[r#"
+    check(
+        &with_plugin("restart: {maxDelay: 169h, resetAfter: 0s, maxRestarts: many}"),
+        expect![[r#"
         8:27: spec.userPlugins[0].restart.maxDelay: "169h" is out of range: 10ms to 168h
         8:45: spec.userPlugins[0].restart.resetAfter: "0s" is out of range: 1s to 168h
         8:62: spec.userPlugins[0].restart.maxRestarts: expected a whole number, found the string "many"
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
 fn grace_is_a_number_of_seconds() {
     assert_eq!(plugin("").grace.as_secs(), 30);
     assert_eq!(plugin("terminationGracePeriodSeconds: 0").grace.as_secs(), 0);
-    check(&with_plugin("terminationGracePeriodSeconds: 3601"), expect![[r#"
+    check(
+        &with_plugin("terminationGracePeriodSeconds: 3601"),
+        expect![[r#"
         8:38: spec.userPlugins[0].terminationGracePeriodSeconds: expected a whole number from 0 to 3600, found the number 3601
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
@@ -141,7 +160,8 @@ fn probes_have_the_defaults_of_kubernetes() {
                 termination_grace_seconds: None,
             },
         )
-    "#]].assert_debug_eq(&plugin("livenessProbe: {httpGet: {port: 80}}").probes.liveness);
+    "#]]
+    .assert_debug_eq(&plugin("livenessProbe: {httpGet: {port: 80}}").probes.liveness);
     expect![[r#"
         Probes {
             startup: Some(
@@ -188,7 +208,8 @@ fn probes_have_the_defaults_of_kubernetes() {
                 },
             ),
         }
-    "#]].assert_debug_eq(
+    "#]]
+    .assert_debug_eq(
         &plugin(
             "readinessProbe:
   httpGet: {path: /ready?x=1, port: 443, scheme: HTTPS, httpHeaders: [{name: X-A, value: b c}]}

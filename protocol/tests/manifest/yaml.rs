@@ -16,43 +16,79 @@ fn json_is_a_manifest_too() {
 
 #[test]
 fn a_text_that_is_no_mapping_is_refused() {
-    check("", expect![[r#"
+    check(
+        "",
+        expect![[r#"
         1:1: (document): the document is empty
-    "#]]);
-    check("# only a comment\n", expect![[r#"
+    "#]],
+    );
+    check(
+        "# only a comment\n",
+        expect![[r#"
         1:1: (document): the document is empty
-    "#]]);
-    check("~", expect![[r#"
+    "#]],
+    );
+    check(
+        "~",
+        expect![[r#"
         1:1: (document): the document is empty
-    "#]]);
-    check("hello", expect![[r#"
+    "#]],
+    );
+    check(
+        "hello",
+        expect![[r#"
         1:1: (document): expected a mapping, found the string "hello"
-    "#]]);
-    check("[1, 2]", expect![[r#"
+    "#]],
+    );
+    check(
+        "[1, 2]",
+        expect![[r#"
         1:1: (document): expected a mapping, found a list
-    "#]]);
-    check("--- {}\n--- {}\n", expect![[r#"
+    "#]],
+    );
+    check(
+        "--- {}\n--- {}\n",
+        expect![[r#"
         2:1: (document): more than one document: a manifest is one
-    "#]]);
-    check("a: [1, 2\n", expect![[r#"
+    "#]],
+    );
+    check(
+        "a: [1, 2\n",
+        expect![[r#"
         1:4: a[1]: not valid YAML: unclosed bracket '['
-    "#]]);
-    check("a: b: c\n", expect![[r#"
+    "#]],
+    );
+    check(
+        "a: b: c\n",
+        expect![[r#"
         1:5: (document): not valid YAML: mapping values are not allowed in this context
-    "#]]);
-    check("a: \"\\q\"\n", expect![[r#"
+    "#]],
+    );
+    check(
+        "a: \"\\q\"\n",
+        expect![[r#"
         1:4: a: not valid YAML: while parsing a quoted scalar, found unknown escape character
-    "#]]);
-    check("\ta: b\n", expect![[r#"
+    "#]],
+    );
+    check(
+        "\ta: b\n",
+        expect![[r#"
         1:2: (document): the field apiVersion is required
         1:2: (document): the field kind is required
-    "#]]);
-    check("? [a]\n: b\n", expect![[r#"
+    "#]],
+    );
+    check(
+        "? [a]\n: b\n",
+        expect![[r#"
         1:3: (document): a key must be a string
-    "#]]);
-    check("%YAML 1.2\n---\na: b\n", expect![[r#"
+    "#]],
+    );
+    check(
+        "%YAML 1.2\n---\na: b\n",
+        expect![[r#"
         1:1: (document): not valid YAML: YAML directives are disallowed
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
@@ -69,21 +105,30 @@ fn anchors_aliases_tags_and_repeated_keys_are_refused_all_at_once() {
             10:3: spec.replicas: the key "replicas" is given twice
         "#]],
     );
-    check("*a : b", expect![[r#"
+    check(
+        "*a : b",
+        expect![[r#"
         1:1: (document): aliases are not supported: write the value out
-    "#]]);
-    check("&a b: c", expect![[r#"
+    "#]],
+    );
+    check(
+        "&a b: c",
+        expect![[r#"
         1:1: (document): the field apiVersion is required
         1:1: (document): the field kind is required
         1:4: (document): anchors are not supported: write the value out
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
 fn a_merge_key_is_an_unknown_field() {
-    check(&with_plugin("<<: {command: [x]}"), expect![[r#"
+    check(
+        &with_plugin("<<: {command: [x]}"),
+        expect![[r#"
         8:7: spec.userPlugins[0]["<<"]: unknown field "<<"
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
@@ -126,11 +171,14 @@ fn wrong_types_say_what_was_expected_and_found() {
             14:27: spec.userPlugins[0].args[2]: expected a string, found nothing
         "#]],
     );
-    check(&with_spec("userPlugins: app\nplugins: []\nlogs: all"), expect![[r#"
+    check(
+        &with_spec("userPlugins: app\nplugins: []\nlogs: all"),
+        expect![[r#"
         5:16: spec.userPlugins: expected a list, found the string "app"
         6:12: spec.plugins: expected a mapping, found a list
         7:9: spec.logs: expected a mapping, found the string "all"
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
@@ -192,7 +240,10 @@ fn block_scalars_keep_their_lines() {
 
 #[test]
 fn a_null_field_means_the_same_as_none() {
-    check(&with_plugin("ports:\nvolumes: ~\nrestart: null\nenv:"), expect![[r#"
+    check(
+        &with_plugin("ports:\nvolumes: ~\nrestart: null\nenv:"),
+        expect![[r#"
         ok
-    "#]]);
+    "#]],
+    );
 }
