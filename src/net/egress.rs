@@ -82,10 +82,17 @@ struct Destination {
     context: Arc<Context>,
 }
 
-/// Serves one listening socket for ever, and owns its streams.
-pub(crate) async fn serve(listener: TcpListener, rule: EgressRule, context: Arc<Context>) {
+/// Serves one listening socket for ever, and owns its streams. The rule is reported from this call on.
+pub(crate) fn serve(
+    listener: TcpListener,
+    rule: EgressRule,
+    context: Arc<Context>,
+) -> impl Future<Output = ()> + Send + 'static {
     let route = context.egress.route(&rule.plugin, format!("{}:{}", rule.fqdn, rule.port));
-    let destination = Arc::new(Destination { rule, route, context });
+    accept(listener, Arc::new(Destination { rule, route, context }))
+}
+
+async fn accept(listener: TcpListener, destination: Arc<Destination>) {
     let mut streams = JoinSet::new();
     loop {
         tokio::select! {

@@ -7,9 +7,9 @@
 //! |---|---|
 //! | [`plan`] | which addresses and listeners stand for the destinations (pure, used by PID 1) |
 //! | [`link`], [`report`] | the messages between PID 1 and `net`, and the counters in them |
-//! | [`egress`], [`ingress`] | the streams |
-//! | [`client_hello`] | what a stream with `tls: true` has to start with |
-//! | [`limits`], [`counters`], [`lines`] | how much at once, how much it was, how much is said about it |
+//! | `egress`, `ingress` | the streams |
+//! | `client_hello` | what a stream with `tls: true` has to start with |
+//! | [`limits`], `counters`, `lines` | how much at once, how much it was, how much is said about it |
 //!
 //! Shutdown: there is no order to keep. The end of the link is the end of the process, and every connection
 //! that is open then is reset.

@@ -141,9 +141,9 @@ mod tests {
 
     fn gather(messages: Vec<Message>) -> Vec<Option<Vec<Family>>> {
         let mut gather = Gather::new(7);
-        let push = |message| match message {
-            Message::Report { id, families, last } => gather.push(id, families, last),
-            other => panic!("{other:?}"),
+        let push = |message| {
+            let Message::Report { id, families, last } = message else { panic!("{message:?}") };
+            gather.push(id, families, last)
         };
         messages.into_iter().map(push).collect()
     }

@@ -99,18 +99,15 @@ impl Bench {
         self.link.send(&Message::ReportRequest { id: self.asked }, &[]).await.unwrap();
         let mut gather = report::Gather::new(self.asked);
         loop {
-            match self.link.recv().await.unwrap().unwrap().0 {
-                Message::Report { id, families, last } => {
-                    if let Some(whole) = gather.push(id, families, last) {
-                        return whole;
-                    }
-                }
-                other => panic!("{other:?}"),
+            let (message, _fds) = self.link.recv().await.unwrap().unwrap();
+            let Message::Report { id, families, last } = message else { panic!("{message:?}") };
+            if let Some(whole) = gather.push(id, families, last) {
+                return whole;
             }
         }
     }
 
-    /// The value of the only point of `name` that has all of `labels`; 0 without one.
+    /// The sum of `name`'s points that have all of `labels`.
     pub(super) async fn value(&mut self, name: &str, labels: &[(&str, &str)]) -> f64 {
         let families = self.report().await;
         let family = families.iter().find(|family| family.name == name).expect(name);
@@ -137,7 +134,7 @@ impl Bench {
 /// The connection must end with a reset, with nothing before it.
 pub(super) async fn assert_reset(app: &mut TcpStream) {
     let read =
-        timeout(Duration::from_secs(60), app.read(&mut [0; 1])).await.expect("the connection stays open");
+        timeout(Duration::from_mins(1), app.read(&mut [0; 1])).await.expect("the connection stays open");
     assert_eq!(read.unwrap_err().kind(), io::ErrorKind::ConnectionReset);
 }
 
@@ -200,6 +197,19 @@ async fn connections_wait_in_the_backlog_while_net_is_started_again() {
     let mut text = [0; 7];
     host.read_exact(&mut text).await.unwrap();
     assert_eq!(&text, b"waiting");
+}
+
+#[tokio::test(start_paused = true)]
+async fn accepting_pauses_when_descriptors_run_out_and_not_for_a_connection_that_ended() {
+    let counters = Counters::egress();
+    let start = tokio::time::Instant::now();
+    back_off(&counters, &io::Error::from(rustix::io::Errno::CONNABORTED)).await;
+    assert_eq!(start.elapsed(), Duration::ZERO);
+    back_off(&counters, &io::Error::from(rustix::io::Errno::MFILE)).await;
+    assert_eq!(start.elapsed(), ACCEPT_PAUSE);
+    let families = counters.families();
+    let errors = families.iter().find(|family| family.name == "enclave_egress_accept_errors_total").unwrap();
+    assert_eq!(errors.points[0].value.to_string(), "2");
 }
 
 #[tokio::test]
