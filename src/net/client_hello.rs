@@ -262,8 +262,13 @@ pub(crate) mod tests {
         assert_eq!(server_name(&early_data), Ok(Progress::Name("a.example".into())));
     }
 
-    /// Bytes that `openssl s_client -tls1_2 -servername kms.example.com` would send, written out by hand from
-    /// RFC 8446 and RFC 6066 so that the builder above is not the only witness.
+    #[test]
+    fn the_hello_of_openssl_is_read() {
+        let bytes = include_bytes!("testdata/openssl-3.0-client-hello.bin");
+        assert_eq!(feed(bytes), Ok(Progress::Name("kms.eu-west-1.amazonaws.com".into())));
+    }
+
+    /// Written out by hand from RFC 8446 and RFC 6066, as a TLS 1.2 client with nothing else to say sends it.
     #[test]
     fn a_hello_written_out_by_hand_is_read() {
         let mut bytes = b"\x16\x03\x01\x00\x45\x01\x00\x00\x41\x03\x03".to_vec();

@@ -148,6 +148,8 @@ impl Destination {
             let forwarded = timeout(limits.idle, host.write_all(&hello)).await;
             forwarded.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
             carried.moved.forward.fetch_add(hello.len() as u64, std::sync::atomic::Ordering::Relaxed);
+            // Not kept as long as the connection lives.
+            drop(hello);
             relay::relay(&mut app, &mut host, limits, &carried.moved).await
         };
         match ended.await {

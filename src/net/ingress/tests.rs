@@ -5,7 +5,10 @@ use tokio::{
 };
 
 use super::{
-    super::{limits::Limits, tests::Bench},
+    super::{
+        limits::Limits,
+        tests::{Bench, assert_reset},
+    },
     *,
 };
 
@@ -99,6 +102,21 @@ async fn a_plugin_that_does_not_listen_is_told_with_its_errno() {
     bench
         .until("enclave_ingress_refused_total", &[("reason", "connect_failed"), ("plugin", "web")], 1.0)
         .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_that_breaks_is_a_reset_for_the_plugin() {
+    let mut bench = Bench::start(Limits { idle_seconds: 7, ..Limits::default() }).await;
+    let web = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    bench.ingress("web", web.local_addr().unwrap()).await;
+    let mut host = bench.ingress_stream().await;
+    host.write_all(&header(Kind::Ingress, "web", 80)).await.unwrap();
+    let (mut app, _) = web.accept().await.unwrap();
+    assert_eq!(reply(&mut host).await, Reply::CONNECTED);
+    let start = Instant::now();
+    assert_reset(&mut app).await;
+    assert_eq!(start.elapsed().as_secs(), 7);
+    bench.until("enclave_ingress_broken_total", &[("plugin", "web")], 1.0).await;
 }
 
 #[tokio::test]
