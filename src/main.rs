@@ -1,2 +1,41 @@
-//! Being built.
-fn main() {}
+//! Wiring: arguments to one of the subcommands, its result to an exit code.
+
+use std::{io::Write, process::ExitCode};
+
+use clap::Parser;
+use enclave_supervisor::{
+    check, inside, net,
+    options::{Command, Exit, Options},
+    run,
+    sys::shim,
+};
+
+fn main() -> ExitCode {
+    // Two subcommands that only the supervisor itself uses; they must not depend on anything before them.
+    match std::env::args().nth(1).as_deref() {
+        Some(shim::SUBCOMMAND) => return ExitCode::from(shim::main()),
+        Some("net") => return net::main(),
+        Some(_) | None => {}
+    }
+    let options = Options::parse();
+    match options.command {
+        None => run::run(&options.run).into(),
+        Some(Command::Run(options)) => run::run(&options).into(),
+        Some(Command::Check { file, plugins }) => say(check::check_file(&file, plugins.as_deref())),
+        Some(Command::Digest { file, config_dir }) => say(check::digest_file(&file, config_dir.as_deref())),
+        Some(Command::Status { socket }) => {
+            let failed = |error| (format!("{}: {error}\n", socket.display()), Exit::Unreachable);
+            say(inside::status(&socket).map(|table| (table, Exit::Ok)).map_err(failed))
+        }
+    }
+}
+
+/// Prints a result on standard output, or an error's text on standard error.
+fn say(said: check::Said) -> ExitCode {
+    // A reader that has gone away has no use for the rest.
+    let exit = match said {
+        Ok((text, exit)) => std::io::stdout().write_all(text.as_bytes()).map_or(exit, |()| exit),
+        Err((text, exit)) => std::io::stderr().write_all(text.as_bytes()).map_or(exit, |()| exit),
+    };
+    exit.into()
+}

@@ -1,6 +1,7 @@
 //! What both sides of the vsock share: the manifest and its digest, the control API's types, the stream
 //! header, the metric families and the transport. It knows no process and no clock.
 
+pub mod bundle;
 pub mod control;
 pub mod digest;
 pub mod manifest;

@@ -274,8 +274,8 @@ fn foreign_peer() -> io::Error {
     io::Error::new(io::ErrorKind::ConnectionRefused, "peer has a foreign CID")
 }
 
-/// Binds a Unix socket, replacing one that a dead process left behind.
-fn bind_unix(path: &Path) -> io::Result<UnixListener> {
+/// Binds a Unix socket, replacing one that a dead process left behind. `AddrInUse` while a live one listens.
+pub fn bind_unix(path: &Path) -> io::Result<UnixListener> {
     if std::os::unix::net::UnixStream::connect(path).is_ok() {
         return Err(io::Error::new(io::ErrorKind::AddrInUse, "another process listens there"));
     }

@@ -1,0 +1,133 @@
+//! Judges a manifest: every mistake is found here, before anything is started.
+
+use std::collections::BTreeMap;
+
+use enclave_protocol::{
+    control::{Condition, Diagnostic, FILES_BYTES_MAX, FILES_MAX, FileTree, Files, ManifestRequest, Problem},
+    digest::{self, Digest},
+    manifest::{self, Context, Manifest},
+    policy::Policy,
+};
+use hyper::StatusCode;
+
+use super::routes::problem;
+use crate::{catalog::Catalog, rootfs};
+
+/// Longest instance id, in bytes: a label's value.
+const INSTANCE_ID_MAX: usize = 253;
+
+/// What a manifest is judged by; fixed at the start.
+#[derive(Debug)]
+pub struct Judge {
+    /// The plugins in the image.
+    pub catalog: Catalog,
+    /// What the image says about manifests.
+    pub policy: Policy,
+    /// Said beside every accepted manifest.
+    pub remarks: Vec<Condition>,
+}
+
+/// A manifest that passed.
+#[derive(Debug)]
+pub struct Candidate {
+    /// The checked model.
+    pub manifest: Manifest,
+    /// The files it names.
+    pub files: Files,
+    /// Its digest.
+    pub digest: Digest,
+    /// The host's egress port.
+    pub egress_port: u32,
+    /// The `instance` label.
+    pub instance_id: String,
+    /// Remarks to answer with.
+    pub conditions: Vec<Condition>,
+}
+
+impl Judge {
+    /// Judges one request.
+    pub fn examine(&self, request: ManifestRequest) -> Result<Candidate, Box<Problem>> {
+        let ManifestRequest { manifest: text, files, signature, egress_port, instance_id } = request;
+        bounded(&files)?;
+        labelled(&instance_id, egress_port)?;
+        let baked = self.catalog.images();
+        let context = Context { files: Some(&files), baked: Some(&baked), reserved_host_ports: &[] };
+        let manifest = manifest::parse(&text, &context).map_err(invalid)?;
+        let mut errors = self.missing_plugins(&manifest);
+        errors.extend(self.misplaced_volumes(&manifest));
+        if !errors.is_empty() {
+            return Err(invalid(errors));
+        }
+        let digest = digest::digest(&manifest, &files);
+        if let Err(refusal) = self.policy.decide(&digest, signature.as_deref()) {
+            return Err(problem(StatusCode::FORBIDDEN, "PolicyRefused", &refusal.to_string()));
+        }
+        let mut conditions = manifest.conditions();
+        conditions.extend(self.remarks.iter().cloned());
+        Ok(Candidate { manifest, files, digest, egress_port, instance_id, conditions })
+    }
+
+    /// Plugins that are not in the image and that the manifest's checker could not miss: telemetry, whose
+    /// image may be left out.
+    fn missing_plugins(&self, manifest: &Manifest) -> Vec<Diagnostic> {
+        let missing = manifest.plugins.iter().filter(|plugin| self.catalog.get(&plugin.name).is_none());
+        missing.map(|plugin| plugin.diagnostic("is not baked into this image")).collect()
+    }
+
+    /// Volumes whose place a symlink in the image would lead out of the root file system.
+    fn misplaced_volumes(&self, manifest: &Manifest) -> Vec<Diagnostic> {
+        let mut errors = Vec::new();
+        for plugin in &manifest.plugins {
+            let Some(baked) = self.catalog.get(&plugin.name) else { continue };
+            for volume in &plugin.volumes {
+                if let Err(error) = rootfs::resolve(&baked.root, &volume.container_path) {
+                    errors.push(volume.diagnostic(error.to_string()));
+                }
+            }
+        }
+        errors
+    }
+}
+
+fn bounded(files: &Files) -> Result<(), Box<Problem>> {
+    let trees = || [&files.config_maps, &files.secrets].into_iter();
+    let count: usize = trees().flat_map(BTreeMap::values).map(BTreeMap::len).sum();
+    let bytes: usize = trees().map(tree_bytes).sum();
+    let detail = if count > FILES_MAX {
+        format!("{count} files, at most {FILES_MAX} are taken")
+    } else if bytes > FILES_BYTES_MAX {
+        format!("files of {bytes} bytes in all, at most {FILES_BYTES_MAX} are taken")
+    } else {
+        return Ok(());
+    };
+    Err(problem(StatusCode::PAYLOAD_TOO_LARGE, "FilesTooLarge", &detail))
+}
+
+fn tree_bytes(tree: &FileTree) -> usize {
+    tree.values().flat_map(BTreeMap::values).map(|bytes| bytes.0.len()).sum()
+}
+
+fn labelled(instance_id: &str, egress_port: u32) -> Result<(), Box<Problem>> {
+    let legal = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.' | ':' | '/');
+    let detail = if instance_id.is_empty() || instance_id.len() > INSTANCE_ID_MAX {
+        format!("instanceId wants 1 to {INSTANCE_ID_MAX} bytes")
+    } else if !instance_id.chars().all(legal) {
+        "instanceId takes letters, digits and - _ . : /".to_owned()
+    } else if egress_port == 0 || egress_port == u32::MAX {
+        "egressPort is no port".to_owned()
+    } else {
+        return Ok(());
+    };
+    Err(problem(StatusCode::BAD_REQUEST, "BadRequest", &detail))
+}
+
+fn invalid(errors: Vec<Diagnostic>) -> Box<Problem> {
+    let count = errors.len();
+    let detail = if count == 1 { "one mistake".to_owned() } else { format!("{count} mistakes") };
+    let problem = problem(
+        StatusCode::UNPROCESSABLE_ENTITY,
+        "ManifestInvalid",
+        &format!("the manifest has {detail}; nothing was started"),
+    );
+    Box::new(Problem { errors, ..*problem })
+}

@@ -1,0 +1,310 @@
+//! One request to one answer.
+
+use std::{sync::atomic::Ordering, time::Duration};
+
+use bytes::Bytes;
+use enclave_protocol::control::{
+    AckRequest, BODY_MAX, DrainRequest, MANIFEST_BODY_MAX, ManifestRequest, Phase, Problem,
+    REQUEST_SECONDS_MAX, Status,
+};
+use http_body_util::{BodyExt, LengthLimitError, Limited};
+use hyper::{
+    Method, Request, Response, StatusCode,
+    body::Incoming,
+    header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderValue},
+};
+use serde::{Serialize, de::DeserializeOwned};
+use tokio::{sync::oneshot, time::timeout};
+
+use super::{
+    board::{Acceptance, Authority, Board, Command},
+    body::Reply,
+    server::Shared,
+};
+
+/// Who is on the other end of the socket. The socket tells; nothing in the request does.
+#[derive(Debug, Clone)]
+pub enum Caller {
+    /// The untrusted host.
+    Host,
+    /// A plugin, or the supervisor's own command line, with what it may read.
+    Inside(Grants),
+}
+
+/// What a plugin may read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Grants {
+    /// `GET /v1/metrics`.
+    pub metrics: bool,
+    /// `GET /v1/status` and `GET /v1/events`.
+    pub status: bool,
+    /// `GET /v1/logs`.
+    pub logs: bool,
+}
+
+type Answer = Result<Response<Reply>, Box<Problem>>;
+
+/// Answers a request.
+pub async fn route(request: Request<Incoming>, shared: &Shared, caller: &Caller) -> Response<Reply> {
+    match dispatch(request, shared, caller).await {
+        Ok(response) => response,
+        Err(problem) => {
+            match problem.status {
+                401 => shared.board.refusals.unauthorized.fetch_add(1, Ordering::Relaxed),
+                400 | 408 | 413 => shared.board.refusals.malformed.fetch_add(1, Ordering::Relaxed),
+                _ => 0,
+            };
+            let status = StatusCode::from_u16(problem.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+            let mut response = json(&problem);
+            *response.status_mut() = status;
+            response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+            response
+        }
+    }
+}
+
+async fn dispatch(request: Request<Incoming>, shared: &Shared, caller: &Caller) -> Answer {
+    let board = &shared.board;
+    let path = request.uri().path().to_owned();
+    let method = request.method().clone();
+    permit(&method, &path, caller, board, &request)?;
+    let query = Query::parse(request.uri().query().unwrap_or(""))?;
+    match (&method, path.as_str()) {
+        (&Method::GET, "/v1/status") => {
+            let status = board.status.borrow().clone();
+            // Log records come without a new status.
+            Ok(json(&Status { log_seq: board.rings.last_seq(), ..(*status).clone() }))
+        }
+        (&Method::GET, "/v1/metrics") => Ok(metrics(&request, board)),
+        (&Method::GET, "/v1/events") => {
+            Ok(ndjson(Reply::events(board, query.after, query.follow.unwrap_or(true))))
+        }
+        (&Method::GET, "/v1/logs") => {
+            Ok(ndjson(Reply::logs(board, query.after, query.follow.unwrap_or(false))))
+        }
+        (&Method::POST, "/v1/ack") => acknowledge(&read(request, BODY_MAX).await?, board),
+        (&Method::POST, "/v1/drain") => drain(read(request, BODY_MAX).await?, board).await,
+        (&Method::PUT, "/v1/manifest") => manifest(read(request, MANIFEST_BODY_MAX).await?, shared).await,
+        (&Method::PUT, "/v1/clock") => Err(problem(
+            StatusCode::CONFLICT,
+            "ClockNotManaged",
+            "this supervisor does not set the clock: it is not the init of a virtual machine without one",
+        )),
+        _ => Err(unknown(&path)),
+    }
+}
+
+/// The methods each path has.
+const PATHS: [(&str, Method); 8] = [
+    ("/v1/status", Method::GET),
+    ("/v1/metrics", Method::GET),
+    ("/v1/events", Method::GET),
+    ("/v1/logs", Method::GET),
+    ("/v1/ack", Method::POST),
+    ("/v1/drain", Method::POST),
+    ("/v1/manifest", Method::PUT),
+    ("/v1/clock", Method::PUT),
+];
+
+/// Whether this caller may ask for this at all.
+fn permit(
+    method: &Method,
+    path: &str,
+    caller: &Caller,
+    board: &Board,
+    request: &Request<Incoming>,
+) -> Result<(), Box<Problem>> {
+    let Some((_, wanted)) = PATHS.iter().find(|(known, _)| *known == path) else { return Err(unknown(path)) };
+    if wanted != method {
+        let detail = format!("{path} takes {wanted}");
+        return Err(problem(StatusCode::METHOD_NOT_ALLOWED, "MethodNotAllowed", &detail));
+    }
+    match caller {
+        Caller::Inside(grants) => {
+            let granted = match path {
+                "/v1/metrics" => grants.metrics,
+                "/v1/status" | "/v1/events" => grants.status,
+                "/v1/logs" => grants.logs,
+                _ => false,
+            };
+            let detail = "this socket has no grant for it: see supervisorAccess in the manifest";
+            if granted { Ok(()) } else { Err(problem(StatusCode::FORBIDDEN, "NotGranted", detail)) }
+        }
+        Caller::Host if path == "/v1/status" => Ok(()),
+        Caller::Host => {
+            let header = request.headers().get(AUTHORIZATION).and_then(|value| value.to_str().ok());
+            let bearer = header.map(|value| value.strip_prefix("Bearer ").unwrap_or(""));
+            match board.authority(bearer) {
+                Authority::Holder => Ok(()),
+                Authority::Unclaimed if path == "/v1/manifest" => Ok(()),
+                Authority::Unclaimed | Authority::Stranger => {
+                    let detail =
+                        "this call needs the token that the first accepted manifest was answered with";
+                    Err(problem(StatusCode::UNAUTHORIZED, "Unauthorized", detail))
+                }
+            }
+        }
+    }
+}
+
+/// The query parameters of the feeds.
+#[derive(Debug, PartialEq, Eq)]
+struct Query {
+    after: u64,
+    follow: Option<bool>,
+}
+
+impl Query {
+    fn parse(text: &str) -> Result<Self, Box<Problem>> {
+        let mut query = Self { after: 0, follow: None };
+        for pair in text.split('&').filter(|pair| !pair.is_empty()) {
+            let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+            let bad = |wanted: &str| {
+                let detail = format!("query parameter {name:?} {wanted}");
+                problem(StatusCode::BAD_REQUEST, "BadQuery", &detail)
+            };
+            match name {
+                "after" => query.after = value.parse().map_err(|_| bad("wants a sequence number"))?,
+                "follow" => query.follow = Some(value.parse().map_err(|_| bad("wants true or false"))?),
+                _ => return Err(bad("is not known")),
+            }
+        }
+        Ok(query)
+    }
+}
+
+fn metrics(request: &Request<Incoming>, board: &Board) -> Response<Reply> {
+    let accept = request.headers().get(ACCEPT).and_then(|value| value.to_str().ok()).unwrap_or("");
+    let sample = board.sample.borrow().clone();
+    if accept.contains("application/json") {
+        return json(&sample.as_deref());
+    }
+    let text = sample.map_or_else(String::new, |sample| sample.to_prometheus());
+    let mut response = Response::new(Reply::whole(text));
+    let kind = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
+    response.headers_mut().insert(CONTENT_TYPE, kind);
+    response
+}
+
+fn acknowledge(ack: &AckRequest, board: &Board) -> Answer {
+    let status = board.status.borrow().clone();
+    if ack.boot_id != status.boot_id {
+        let detail = format!("this is boot {}, the acknowledgement is for another", status.boot_id);
+        return Err(problem(StatusCode::CONFLICT, "BootIdMismatch", &detail));
+    }
+    board.rings.acknowledge(ack.log_seq);
+    board.acknowledged.send_modify(|acknowledged| acknowledged.take(ack));
+    Ok(empty())
+}
+
+async fn drain(request: DrainRequest, board: &Board) -> Answer {
+    if board.status.borrow().phase == Phase::AwaitingManifest {
+        return Err(problem(StatusCode::CONFLICT, "NoManifest", "nothing runs yet"));
+    }
+    if board.commands.send(Command::Drain(request)).await.is_err() {
+        return Err(stopping());
+    }
+    let mut response = empty();
+    *response.status_mut() = StatusCode::ACCEPTED;
+    Ok(response)
+}
+
+async fn manifest(request: ManifestRequest, shared: &Shared) -> Answer {
+    let candidate = shared.judge.examine(request)?;
+    let (answer, answered) = oneshot::channel();
+    let command = Command::Accept(Box::new(candidate), answer);
+    if shared.board.commands.send(command).await.is_err() {
+        return Err(stopping());
+    }
+    match answered.await {
+        Ok(Acceptance::Accepted(accepted)) => Ok(json(&*accepted)),
+        Ok(Acceptance::Conflict { digest }) => {
+            let detail = format!("the manifest with digest {digest} runs; an enclave takes one");
+            Err(problem(StatusCode::CONFLICT, "ManifestConflict", &detail))
+        }
+        Ok(Acceptance::Failed(reason)) => {
+            Err(problem(StatusCode::INTERNAL_SERVER_ERROR, "PreparationFailed", &reason))
+        }
+        Err(_) => Err(stopping()),
+    }
+}
+
+/// Reads a JSON body of at most `max` bytes within the request's time.
+async fn read<T: DeserializeOwned>(request: Request<Incoming>, max: usize) -> Result<T, Box<Problem>> {
+    let limit = Duration::from_secs(REQUEST_SECONDS_MAX);
+    let collected = timeout(limit, Limited::new(request.into_body(), max).collect());
+    let bytes = match collected.await {
+        Ok(Ok(body)) => body.to_bytes(),
+        Ok(Err(error)) if error.is::<LengthLimitError>() => {
+            let detail = format!("the body is longer than {max} bytes");
+            return Err(problem(StatusCode::PAYLOAD_TOO_LARGE, "BodyTooLarge", &detail));
+        }
+        Ok(Err(error)) => {
+            let detail = format!("the body cannot be read: {error}");
+            return Err(problem(StatusCode::BAD_REQUEST, "BadBody", &detail));
+        }
+        Err(_) => {
+            let detail = format!("the body did not arrive within {REQUEST_SECONDS_MAX} s");
+            return Err(problem(StatusCode::REQUEST_TIMEOUT, "BodyTooSlow", &detail));
+        }
+    };
+    serde_json::from_slice(&bytes).map_err(|error| {
+        let detail = format!("the body is not what this call takes: {error}");
+        problem(StatusCode::BAD_REQUEST, "BadBody", &detail)
+    })
+}
+
+/// A problem document.
+pub fn problem(status: StatusCode, kind: &str, detail: &str) -> Box<Problem> {
+    Box::new(Problem {
+        kind: kind.to_owned(),
+        title: status.canonical_reason().unwrap_or("").to_owned(),
+        status: status.as_u16(),
+        detail: detail.to_owned(),
+        errors: Vec::new(),
+    })
+}
+
+fn unknown(path: &str) -> Box<Problem> {
+    // What came in is not given back whole: it may be long.
+    let shown: String = path.chars().take(80).collect();
+    problem(StatusCode::NOT_FOUND, "NotFound", &format!("there is no {shown:?}"))
+}
+
+fn stopping() -> Box<Problem> {
+    problem(StatusCode::SERVICE_UNAVAILABLE, "Stopping", "the supervisor is stopping")
+}
+
+fn json<T: Serialize>(value: &T) -> Response<Reply> {
+    // These types hold nothing that JSON cannot say.
+    let bytes = serde_json::to_vec(value).unwrap_or_default();
+    let mut response = Response::new(Reply::whole(bytes));
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response
+}
+
+fn ndjson(feed: Reply) -> Response<Reply> {
+    let mut response = Response::new(feed);
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/x-ndjson"));
+    response
+}
+
+fn empty() -> Response<Reply> {
+    let mut response = Response::new(Reply::whole(Bytes::new()));
+    *response.status_mut() = StatusCode::NO_CONTENT;
+    response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_query_names_its_parameters_and_nothing_else() {
+        assert_eq!(Query::parse("").unwrap(), Query { after: 0, follow: None });
+        assert_eq!(Query::parse("after=7&follow=true").unwrap(), Query { after: 7, follow: Some(true) });
+        for bad in ["after=", "after=-1", "follow=yes", "x=1"] {
+            assert_eq!(Query::parse(bad).unwrap_err().status, 400, "{bad}");
+        }
+    }
+}

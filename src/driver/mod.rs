@@ -1,0 +1,429 @@
+//! The one task that owns the engine.
+//!
+//! Every arm of its `select!` only turns a wake-up into an [`Event`] or a bookkeeping step; the engine decides;
+//! effects are performed here. It is also the one that reaps.
+//!
+//! ```text
+//! host ── commands ──▶ ┌────────┐ ── Event ──▶ engine ── Effect ──▶ spawn, signal, report
+//! SIGCHLD ───────────▶ │ driver │
+//! shims ─────────────▶ │        │ ── status, sample, events ──▶ board ──▶ host, plugins
+//! timer, sample tick ▶ └────────┘
+//! ```
+//! Order of the end: plugins (engine: users, services, telemetry) → their last output → final status → the
+//! host has acknowledged status and logs, or 5 s have passed → `net` → exit.
+
+mod children;
+mod network;
+mod report;
+
+use std::{path::PathBuf, sync::Arc, time::Duration};
+
+use enclave_protocol::{
+    control::{DrainRequest, ManifestAccepted, Status},
+    manifest::HostLogs,
+    metrics::{LABEL_DEPLOYMENT, LABEL_INSTANCE, LABEL_NAMESPACE, LABEL_NED, Sample},
+    transport::{Host, Stream},
+};
+use tokio::{
+    signal::unix::{Signal, SignalKind, signal},
+    sync::{mpsc, oneshot},
+    task::JoinSet,
+    time::{Instant, Interval, MissedTickBehavior, sleep_until, timeout},
+};
+
+use self::{
+    children::{Children, Ended},
+    network::{Network, Setup},
+};
+use crate::{
+    clock::Clock,
+    control::{
+        accept::Candidate,
+        board::{Acceptance, Board, Command},
+        routes::Caller,
+        server::{Shared, serve_inside},
+    },
+    deployment::{self, Deployment, StateDir},
+    engine::{Effect, Engine, Event, Outcome},
+    options::Exit,
+    sample::{
+        families,
+        system::{Cpu, Reading},
+    },
+};
+
+/// How long the end waits for the host to acknowledge the final status and the last log record.
+const FINAL_ACK_MAX: Duration = Duration::from_secs(5);
+/// How long the end waits for output that is still in the plugins' pipes.
+const FINAL_OUTPUT_MAX: Duration = Duration::from_secs(1);
+
+/// What the driver is made of.
+pub struct Parts {
+    /// What readers see.
+    pub shared: Arc<Shared>,
+    /// Requests from connections.
+    pub commands: mpsc::Receiver<Command>,
+    /// Ingress connections of the hybrid transport.
+    pub ingress: mpsc::Receiver<Stream>,
+    /// Listening socket for ingress over vsock.
+    pub ingress_listener: Option<std::os::fd::OwnedFd>,
+    /// The host, for egress.
+    pub host: Host,
+    /// Where plugins' files and sockets are laid out.
+    pub run_dir: PathBuf,
+    /// Time between samples.
+    pub sample_interval: Duration,
+    /// What SIGTERM gives.
+    pub drain_grace: u32,
+    /// Seed of the restart jitter.
+    pub seed: u64,
+    /// Records that standard error did not take.
+    pub stderr_lost: Arc<std::sync::atomic::AtomicU64>,
+}
+
+/// The deployment that runs.
+struct Running {
+    engine: Engine,
+    children: Children,
+    network: Network,
+    accepted: ManifestAccepted,
+    name: String,
+    labels: [(&'static str, String); 4],
+    /// Removed when the deployment is dropped.
+    _state: StateDir,
+}
+
+/// See the module.
+pub struct Driver {
+    parts: Parts,
+    clock: Clock,
+    running: Option<Running>,
+    sockets: JoinSet<()>,
+    cpu_before: Option<Cpu>,
+    samples: u64,
+    outcome: Option<Outcome>,
+}
+
+/// What woke the driver.
+enum Wake {
+    Command(Command),
+    Ingress(Stream),
+    ChildEnded,
+    Spawned(children::SpawnAnswer),
+    Deadline,
+    SampleDue,
+    Terminate,
+}
+
+impl Driver {
+    /// A driver that waits for a manifest.
+    pub fn new(parts: Parts, clock: Clock) -> Self {
+        let sockets = JoinSet::new();
+        Self { parts, clock, running: None, sockets, cpu_before: None, samples: 0, outcome: None }
+    }
+
+    /// Runs until the workload has ended and the host knows, or until SIGTERM before there is one.
+    pub async fn run(mut self) -> std::io::Result<Exit> {
+        let mut child_ended = signal(SignalKind::child())?;
+        let mut terminate = signal(SignalKind::terminate())?;
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        let mut tick = tokio::time::interval(self.parts.sample_interval);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        while self.outcome.is_none() {
+            let wake = self.wake(&mut child_ended, &mut terminate, &mut interrupt, &mut tick).await;
+            if matches!(wake, Wake::Terminate) && self.running.is_none() {
+                return Ok(Exit::Ok);
+            }
+            self.handle(wake);
+        }
+        Ok(self.end().await)
+    }
+
+    async fn wake(
+        &mut self,
+        child_ended: &mut Signal,
+        terminate: &mut Signal,
+        interrupt: &mut Signal,
+        tick: &mut Interval,
+    ) -> Wake {
+        let deadline = self.deadline();
+        let Self { parts, running, .. } = self;
+        let spawning = async {
+            match running.as_mut() {
+                Some(running) => running.children.answered().await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            // Deaths first: what is decided next should know of them.
+            biased;
+            Some(()) = child_ended.recv() => Wake::ChildEnded,
+            answer = spawning => Wake::Spawned(answer),
+            () = sleep_until(deadline.unwrap_or_else(Instant::now)), if deadline.is_some() => Wake::Deadline,
+            Some(()) = terminate.recv() => Wake::Terminate,
+            Some(()) = interrupt.recv() => Wake::Terminate,
+            Some(command) = parts.commands.recv() => Wake::Command(command),
+            Some(stream) = parts.ingress.recv() => Wake::Ingress(stream),
+            _ = tick.tick() => Wake::SampleDue,
+        }
+    }
+
+    /// The earliest of the engine's timer and the next start of `net`.
+    fn deadline(&self) -> Option<Instant> {
+        let running = self.running.as_ref()?;
+        let engine = running.engine.next_deadline();
+        let moment = [engine, running.network.due()].into_iter().flatten().min()?;
+        Some(self.clock.instant(moment))
+    }
+
+    fn handle(&mut self, wake: Wake) {
+        match wake {
+            Wake::Command(Command::Accept(candidate, answer)) => self.accept(*candidate, answer),
+            Wake::Command(Command::Drain(DrainRequest { grace_seconds })) => self.drain(grace_seconds),
+            Wake::Ingress(stream) => {
+                if let Some(running) = &self.running {
+                    running.network.ingress(stream);
+                }
+            }
+            Wake::ChildEnded => self.reap(),
+            Wake::Spawned(answer) => {
+                let events = self.running.as_mut().map(|running| running.children.settle(answer));
+                for event in events.into_iter().flatten() {
+                    self.step(event);
+                }
+            }
+            Wake::Deadline => self.deadline_reached(),
+            Wake::SampleDue => self.sample(),
+            Wake::Terminate => self.drain(self.parts.drain_grace),
+        }
+    }
+
+    fn board(&self) -> &Arc<Board> {
+        &self.parts.shared.board
+    }
+
+    fn accept(&mut self, candidate: Candidate, answer: oneshot::Sender<Acceptance>) {
+        let acceptance = match &self.running {
+            Some(running) if running.accepted.digest == candidate.digest.to_string() => {
+                Acceptance::Accepted(Box::new(running.accepted.clone()))
+            }
+            Some(running) => Acceptance::Conflict { digest: running.accepted.digest.clone() },
+            None => match self.begin(&candidate) {
+                Ok(accepted) => Acceptance::Accepted(Box::new(accepted)),
+                Err(error) => {
+                    tracing::error!(%error, "the accepted manifest cannot be run; waiting for another");
+                    Acceptance::Failed(error.to_string())
+                }
+            },
+        };
+        let begun = matches!(acceptance, Acceptance::Accepted(_));
+        // The host that asked may be gone; it asks again.
+        answer.send(acceptance).ok();
+        if begun {
+            // The engine takes it once.
+            self.step(Event::Start);
+        }
+    }
+
+    /// Makes a candidate the running deployment. Nothing is started yet.
+    fn begin(&mut self, candidate: &Candidate) -> Result<ManifestAccepted, Box<dyn std::error::Error>> {
+        let board = Arc::clone(self.board());
+        let boot_id = board.status.borrow().boot_id.clone();
+        let catalog = &self.parts.shared.judge.catalog;
+        let prepared = deployment::prepare(candidate, catalog, &self.parts.run_dir, &boot_id)?;
+        let manifest = &candidate.manifest;
+        let accepted = ManifestAccepted {
+            digest: candidate.digest.to_string(),
+            boot_id,
+            token: board.token()?.to_owned(),
+            plan: manifest.plan(),
+            conditions: candidate.conditions.clone(),
+        };
+        let Deployment { plugins, egress, ingress, state } = prepared;
+        board.rings.limit_to_host(manifest.host_logs);
+        let mut children = Children::new(manifest.host_logs == HostLogs::All, &board.rings);
+        for plugin in plugins {
+            if let Some((listener, grants)) = plugin.socket {
+                let shared = Arc::clone(&self.parts.shared);
+                self.sockets.spawn(serve_inside(listener, shared, Caller::Inside(grants)));
+            }
+            children.add(plugin.name, plugin.launch);
+        }
+        let setup = Setup {
+            host: self.parts.host.clone(),
+            egress_port: candidate.egress_port,
+            egress,
+            ingress,
+            ingress_listener: self.parts.ingress_listener.take(),
+        };
+        let mut network = Network::new(setup, &board.rings);
+        network.start(self.clock.now());
+        let labels = [
+            (LABEL_DEPLOYMENT, manifest.name.clone()),
+            (LABEL_NED, manifest.name.clone()),
+            (LABEL_NAMESPACE, manifest.namespace.clone()),
+            (LABEL_INSTANCE, candidate.instance_id.clone()),
+        ];
+        tracing::info!(deployment = manifest.name, digest = accepted.digest, "manifest accepted");
+        self.running = Some(Running {
+            engine: Engine::new(report::specs(manifest), self.parts.seed),
+            children,
+            network,
+            accepted: accepted.clone(),
+            name: manifest.name.clone(),
+            labels,
+            _state: state,
+        });
+        Ok(accepted)
+    }
+
+    fn drain(&mut self, grace_seconds: u32) {
+        self.step(Event::Drain { grace: Duration::from_secs(grace_seconds.into()) });
+    }
+
+    fn deadline_reached(&mut self) {
+        let now = self.clock.now();
+        if let Some(running) = &mut self.running {
+            if running.network.due().is_some_and(|due| due <= now) {
+                running.network.start(now);
+            }
+        }
+        self.step(Event::DeadlineReached);
+    }
+
+    /// Reaps everything that has ended; one SIGCHLD may stand for many.
+    fn reap(&mut self) {
+        loop {
+            let leads = |pid| self.running.as_ref().is_some_and(|running| running.children.leads(pid));
+            let Some(reaped) = crate::sys::reaper::reap_one(leads) else { return };
+            let now = self.clock.now();
+            let Some(running) = &mut self.running else { continue };
+            if running.network.ended(reaped.pid, now) {
+                tracing::warn!(pid = reaped.pid, ending = ?reaped.ending, "net ended; starting it again");
+                let message = format!("the net process ended ({:?}); open streams are reset", reaped.ending);
+                self.board().events.push(self.clock.wall(), None, "NetRestarted", message);
+                continue;
+            }
+            // An adopted orphan answers to nobody.
+            match running.children.ended(&reaped) {
+                Ended::Plugin(Some(event)) => self.step(event),
+                Ended::Plugin(None) | Ended::Orphan => {}
+            }
+        }
+    }
+
+    /// Lets the engine decide and performs what it says.
+    fn step(&mut self, event: Event) {
+        let now = self.clock.now();
+        let mut events = std::collections::VecDeque::from([event]);
+        while let Some(event) = events.pop_front() {
+            let Some(running) = &mut self.running else { return };
+            for effect in running.engine.step(now, event) {
+                match effect {
+                    Effect::Spawn { plugin, run } => events.extend(running.children.spawn(plugin, run)),
+                    Effect::Signal { plugin, run, signal } => running.children.signal(plugin, run, signal),
+                    Effect::Report(change) => {
+                        let plugin = change.plugin();
+                        let name = plugin.and_then(|plugin| running.children.names().get(plugin.0));
+                        let failure = plugin.and_then(|plugin| running.children.failure(plugin));
+                        let board = &self.parts.shared.board;
+                        report::publish(&change, name.map(String::as_str), failure, board, self.clock);
+                    }
+                    Effect::End(outcome) => self.outcome = Some(outcome),
+                }
+            }
+        }
+        self.publish_status();
+    }
+
+    fn publish_status(&self) {
+        let Some(running) = &self.running else { return };
+        let board = self.board();
+        let status = running.status(board, self.clock);
+        board.status.send_replace(Arc::new(status));
+    }
+
+    /// Takes a sample and puts it on the board.
+    fn sample(&mut self) {
+        let reading = match Reading::take() {
+            Ok(reading) => reading,
+            Err(error) => {
+                tracing::warn!(%error, "cannot read /proc");
+                return;
+            }
+        };
+        let before = self.cpu_before.replace(reading.cpu);
+        let mut all = families::system(&reading, before);
+        let board = Arc::clone(self.board());
+        let logs = board.rings.totals();
+        let mut labels = std::collections::BTreeMap::new();
+        let mut net_restarts = 0;
+        if let Some(running) = &mut self.running {
+            self.samples += 1;
+            running.network.request_report(self.samples);
+            let status = board.status.borrow().clone();
+            all.extend(families::plugins(&running.children.readings(&status.plugins), &logs));
+            all.extend(running.network.families());
+            net_restarts = running.network.restarts;
+            labels.extend(running.labels.iter().map(|(name, value)| ((*name).to_owned(), value.clone())));
+        }
+        let own_log = logs.get(crate::logs::ring::SUPERVISOR).copied().unwrap_or_default();
+        let lost = self.parts.stderr_lost.load(std::sync::atomic::Ordering::Relaxed);
+        all.extend(families::supervisor(&board.refusals, own_log, net_restarts, lost));
+        board.sample.send_replace(Some(Arc::new(Sample { time: self.clock.wall(), labels, families: all })));
+    }
+
+    /// What comes after the last plugin: see the order in the module's description.
+    async fn end(&mut self) -> Exit {
+        let outcome = self.outcome.unwrap_or(Outcome::Drained);
+        if let Some(running) = &mut self.running {
+            if timeout(FINAL_OUTPUT_MAX, running.children.output_ended()).await.is_err() {
+                tracing::warn!("a process outlived its plugin and holds its output open");
+            }
+        }
+        self.sample();
+        self.publish_status();
+        let exit = match outcome {
+            Outcome::Completed | Outcome::Drained => Exit::Ok,
+            Outcome::Failed => Exit::Workload,
+        };
+        let board = Arc::clone(self.board());
+        self.log_end(&board.status.borrow().clone());
+        let (log_seq, status_seq) = (board.rings.last_seq(), board.status.borrow().seq);
+        let mut acknowledged = board.acknowledged.subscribe();
+        let known = acknowledged.wait_for(|ack| ack.log_seq >= log_seq && ack.status_seq >= status_seq);
+        let known = timeout(FINAL_ACK_MAX, known).await.is_ok_and(|known| known.is_ok());
+        if !known {
+            tracing::warn!("the host has not acknowledged the final status and the last log record");
+        }
+        if let Some(running) = &mut self.running {
+            running.network.stop();
+        }
+        exit
+    }
+
+    /// The last word, with every plugin's own exit.
+    fn log_end(&self, status: &Status) {
+        for plugin in &status.plugins {
+            let exit = plugin.last_exit.as_ref();
+            tracing::info!(
+                plugin = plugin.name,
+                phase = ?plugin.phase,
+                code = exit.and_then(|exit| exit.code),
+                signal = exit.and_then(|exit| exit.signal),
+                oom = exit.is_some_and(|exit| exit.oom),
+                restarts = plugin.restarts,
+                "final state"
+            );
+        }
+        tracing::info!(phase = ?status.phase, "the deployment has ended");
+    }
+}
+
+impl Running {
+    fn status(&self, board: &Board, clock: Clock) -> Status {
+        let snapshot = self.engine.snapshot();
+        let (names, failures) = (self.children.names(), self.children.failures());
+        report::status(&snapshot, names, &failures, &self.accepted, &self.name, board, clock)
+    }
+}

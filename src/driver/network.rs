@@ -1,0 +1,243 @@
+//! PID 1's side of the `net` process: starts it, tells it everything, starts it again when it ends.
+//!
+//! The listening sockets stay here; a `net` that dies loses its streams and nothing else, and connections wait
+//! in the backlog until the next one has the sockets.
+
+use std::{
+    io,
+    net::{Ipv4Addr, SocketAddr, TcpListener},
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    sync::Arc,
+    time::Duration,
+};
+
+use enclave_protocol::{
+    control::{EgressRule, IngressRule, LogStream},
+    metrics::Family,
+    transport::{Host, Stream},
+};
+use nix::sys::signal::Signal;
+use tokio::{
+    sync::{mpsc, watch},
+    task::JoinSet,
+};
+
+use crate::{
+    engine::Moment,
+    logs::{capture::Capture, ring::Rings},
+    net::{
+        limits::Limits,
+        link::{Link, Message},
+        report::{Gather, Totals},
+    },
+    sys,
+};
+
+/// A `net` that ends sooner than this is started again only after it: a broken one must not spin.
+const RESTART_PAUSE: Duration = Duration::from_secs(1);
+/// Ingress streams that may wait to be handed over.
+const STREAMS_WAITING_MAX: usize = 64;
+/// The source name of its log records.
+pub(crate) const SOURCE: &str = "net";
+
+/// What every `net` is told.
+#[derive(Debug)]
+pub(crate) struct Setup {
+    /// The host.
+    pub(crate) host: Host,
+    /// The host's port for egress.
+    pub(crate) egress_port: u32,
+    /// One listener per destination.
+    pub(crate) egress: Vec<(EgressRule, TcpListener)>,
+    /// Ports that streams from the host may reach.
+    pub(crate) ingress: Vec<IngressRule>,
+    /// Where ingress streams arrive; over the hybrid transport they come one by one instead.
+    pub(crate) ingress_listener: Option<OwnedFd>,
+}
+
+/// The `net` process, from the first manifest on.
+#[derive(Debug)]
+pub(crate) struct Network {
+    setup: Setup,
+    capture: Capture,
+    run: Option<Run>,
+    started: Moment,
+    due: Option<Moment>,
+    reported: watch::Receiver<Vec<Family>>,
+    report: watch::Sender<Vec<Family>>,
+    totals: Totals,
+    /// Restarts since the start.
+    pub(crate) restarts: u64,
+}
+
+#[derive(Debug)]
+struct Run {
+    pid: i32,
+    streams: mpsc::Sender<Stream>,
+    reports: mpsc::Sender<u64>,
+    _attendant: JoinSet<()>,
+}
+
+impl Network {
+    /// Not started yet: see [`Network::start`].
+    pub(crate) fn new(setup: Setup, rings: &Arc<Rings>) -> Self {
+        let (report, reported) = watch::channel(Vec::new());
+        Self {
+            setup,
+            capture: Capture::new(Arc::clone(rings), SOURCE, true),
+            run: None,
+            started: Moment::default(),
+            due: None,
+            reported,
+            report,
+            totals: Totals::default(),
+            restarts: 0,
+        }
+    }
+
+    /// Starts the process. A failure is tried again after the pause.
+    pub(crate) fn start(&mut self, now: Moment) {
+        self.started = now;
+        self.due = None;
+        match self.launch() {
+            Ok(run) => self.run = Some(run),
+            Err(error) => {
+                tracing::error!(%error, "cannot start the net process");
+                self.due = Some(Moment(now.0 + RESTART_PAUSE));
+            }
+        }
+    }
+
+    fn launch(&mut self) -> io::Result<Run> {
+        let (link, theirs) = Link::pair()?;
+        let messages = self.setup.messages()?;
+        let (pid, stderr) = sys::spawn::net(theirs)?;
+        self.capture.add(stderr, LogStream::Stderr)?;
+        let (streams, stream_queue) = mpsc::channel(STREAMS_WAITING_MAX);
+        let (reports, report_queue) = mpsc::channel(1);
+        let mut attendant = JoinSet::new();
+        let report = self.report.clone();
+        attendant.spawn(async move {
+            // An end of the link is the end of the process; the reaper tells.
+            attend(&link, messages, stream_queue, report_queue, report).await.ok();
+        });
+        Ok(Run { pid, streams, reports, _attendant: attendant })
+    }
+
+    /// Whether `pid` is the process; then it has ended and the next is due.
+    pub(crate) fn ended(&mut self, pid: i32, now: Moment) -> bool {
+        if self.run.as_ref().is_none_or(|run| run.pid != pid) {
+            return false;
+        }
+        self.run = None;
+        self.take_report();
+        self.totals.restarted();
+        self.restarts += 1;
+        self.due = Some(now.max(Moment(self.started.0 + RESTART_PAUSE)));
+        true
+    }
+
+    /// Ends the process for good.
+    pub(crate) fn stop(&mut self) {
+        self.due = None;
+        if let Some(run) = self.run.take() {
+            // It may have ended by itself in this very moment.
+            sys::reaper::signal(run.pid, Signal::SIGKILL, false).ok();
+        }
+    }
+
+    /// When the next start is due.
+    pub(crate) fn due(&self) -> Option<Moment> {
+        self.due
+    }
+
+    /// Hands over an ingress stream; it is dropped, and so reset, while there is no process.
+    pub(crate) fn ingress(&self, stream: Stream) {
+        if let Some(run) = &self.run {
+            // Full: the process does not keep up, and the peer sees its connection closed.
+            run.streams.try_send(stream).ok();
+        }
+    }
+
+    /// Asks for the counters, for the sample after the next.
+    pub(crate) fn request_report(&self, id: u64) {
+        if let Some(run) = &self.run {
+            // Full: the last request is not answered yet.
+            run.reports.try_send(id).ok();
+        }
+    }
+
+    /// The latest counters, over all runs of the process.
+    pub(crate) fn families(&mut self) -> Vec<Family> {
+        self.take_report();
+        self.totals.families()
+    }
+
+    fn take_report(&mut self) {
+        if self.reported.has_changed().unwrap_or(false) {
+            let report = self.reported.borrow_and_update().clone();
+            self.totals.update(report);
+        }
+    }
+}
+
+impl Setup {
+    /// Everything a fresh `net` is told, with duplicates of the sockets.
+    fn messages(&self) -> io::Result<Vec<(Message, Option<OwnedFd>)>> {
+        let configure = Message::Configure {
+            host: self.host.clone().into(),
+            egress_port: self.egress_port,
+            limits: Limits::default(),
+        };
+        let mut messages = vec![(configure, None)];
+        for (rule, listener) in &self.egress {
+            let socket = listener.as_fd().try_clone_to_owned()?;
+            messages.push((Message::Egress { rule: rule.clone() }, Some(socket)));
+        }
+        for rule in &self.ingress {
+            let target = SocketAddr::from((Ipv4Addr::LOCALHOST, rule.container_port));
+            messages.push((Message::Ingress { rule: rule.clone(), target }, None));
+        }
+        if let Some(listener) = &self.ingress_listener {
+            messages.push((Message::IngressListener, Some(listener.try_clone()?)));
+        }
+        Ok(messages)
+    }
+}
+
+/// Talks to one `net` until the link ends.
+async fn attend(
+    link: &Link,
+    messages: Vec<(Message, Option<OwnedFd>)>,
+    mut streams: mpsc::Receiver<Stream>,
+    mut reports: mpsc::Receiver<u64>,
+    report: watch::Sender<Vec<Family>>,
+) -> io::Result<()> {
+    for (message, socket) in messages {
+        let fds: Vec<BorrowedFd<'_>> = socket.iter().map(AsFd::as_fd).collect();
+        link.send(&message, &fds).await?;
+    }
+    let mut gather = None;
+    loop {
+        tokio::select! {
+            Some(stream) = streams.recv() => {
+                let socket = stream.into_fd()?;
+                link.send(&Message::IngressStream, &[socket.as_fd()]).await?;
+            }
+            Some(id) = reports.recv() => {
+                gather = Some(Gather::new(id));
+                link.send(&Message::ReportRequest { id }, &[]).await?;
+            }
+            message = link.recv() => match message? {
+                Some((Message::Report { id, families, last }, _)) => {
+                    if let Some(whole) = gather.as_mut().and_then(|gather| gather.push(id, families, last)) {
+                        report.send_replace(whole);
+                    }
+                }
+                // `Ready` has nothing to say; a message that only PID 1 sends is not believed.
+                Some(_) => {}
+                None => return Ok(()),
+            },
+        }
+    }
+}

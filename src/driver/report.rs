@@ -1,0 +1,133 @@
+//! Between the engine's words and the contract's: specs in, events and status out. Pure but for the board.
+
+use std::collections::BTreeMap;
+
+use enclave_protocol::{
+    control::{self, ManifestAccepted, PluginStatus, Status},
+    manifest::{self, Manifest, PluginKind},
+};
+
+use crate::{
+    clock::Clock,
+    control::board::Board,
+    engine::{
+        Change, DeploymentPhase, ExitReason, LastExit, Outcome, PluginId, PluginPhase, PluginSnapshot,
+        RestartCurve, RestartPolicy, Role, RunEnd, Snapshot, Spec,
+    },
+    sys::shim::Failure,
+};
+
+/// What the engine must know of the manifest's plugins, in the same order.
+pub(super) fn specs(manifest: &Manifest) -> Vec<Spec> {
+    let ids: BTreeMap<&str, PluginId> = manifest
+        .plugins
+        .iter()
+        .enumerate()
+        .map(|(id, plugin)| (plugin.name.as_str(), PluginId(id)))
+        .collect();
+    let spec = |plugin: &manifest::Plugin| Spec {
+        name: plugin.name.clone(),
+        role: match plugin.kind {
+            PluginKind::Telemetry => Role::Telemetry,
+            PluginKind::Service => Role::Service,
+            PluginKind::User => Role::User,
+        },
+        restart: match plugin.restart.policy {
+            manifest::RestartPolicy::Always => RestartPolicy::Always,
+            manifest::RestartPolicy::OnFailure => RestartPolicy::OnFailure,
+            manifest::RestartPolicy::Never => RestartPolicy::Never,
+        },
+        curve: RestartCurve {
+            initial_delay: plugin.restart.delay_initial,
+            factor_milli: plugin.restart.factor_thousandths,
+            max_delay: plugin.restart.delay_max,
+            reset_after: plugin.restart.reset_after,
+            max_restarts: plugin.restart.restarts_max,
+            jitter_milli: plugin.restart.jitter_thousandths,
+        },
+        grace: plugin.grace,
+        depends_on: plugin.depends_on.iter().filter_map(|name| ids.get(name.as_str()).copied()).collect(),
+    };
+    manifest.plugins.iter().map(spec).collect()
+}
+
+/// Tells the board and the log of a change. `failure` says more of a spawn that failed than the engine knows.
+pub(super) fn publish(
+    change: &Change,
+    name: Option<&str>,
+    failure: Option<&Failure>,
+    board: &Board,
+    clock: Clock,
+) {
+    let message = match (change, failure) {
+        (Change::SpawnFailed { .. }, Some(failure)) => format!("could not be started: {failure}"),
+        (change, _) => change.to_string(),
+    };
+    let reason = change.reason();
+    tracing::info!(plugin = name, reason, "{message}");
+    board.events.push(clock.wall(), name, reason, message);
+}
+
+/// The contract's status.
+pub(super) fn status(
+    snapshot: &Snapshot,
+    names: &[String],
+    failures: &[Option<String>],
+    accepted: &ManifestAccepted,
+    deployment: &str,
+    board: &Board,
+    clock: Clock,
+) -> Status {
+    let plugin = |((plugin, name), failure): ((&PluginSnapshot, &String), &Option<String>)| PluginStatus {
+        name: name.clone(),
+        phase: phase(plugin.phase),
+        reason: plugin.reason.map(|reason| reason.as_str().to_owned()),
+        ready: plugin.ready,
+        restarts: plugin.restarts,
+        pid: plugin.pid,
+        last_exit: plugin.last_exit.map(|exit| last_exit(&exit, failure.as_deref(), clock)),
+        next_restart: plugin.next_restart.map(|moment| clock.wall_at(moment)),
+        since: clock.wall_at(plugin.since),
+    };
+    Status {
+        boot_id: accepted.boot_id.clone(),
+        digest: Some(accepted.digest.clone()),
+        deployment: Some(deployment.to_owned()),
+        phase: match snapshot.phase {
+            DeploymentPhase::Idle | DeploymentPhase::Running => control::Phase::Running,
+            DeploymentPhase::Stopping { .. } => control::Phase::Stopping,
+            DeploymentPhase::Ended(Outcome::Completed | Outcome::Drained) => control::Phase::Completed,
+            DeploymentPhase::Ended(Outcome::Failed) => control::Phase::Failed,
+        },
+        ready: snapshot.ready,
+        conditions: accepted.conditions.clone(),
+        seq: board.events.last_seq(),
+        log_seq: board.rings.last_seq(),
+        plugins: snapshot.plugins.iter().zip(names).zip(failures).map(plugin).collect(),
+    }
+}
+
+fn phase(phase: PluginPhase) -> control::PluginPhase {
+    match phase {
+        PluginPhase::Waiting => control::PluginPhase::Waiting,
+        PluginPhase::Starting => control::PluginPhase::Starting,
+        PluginPhase::Running => control::PluginPhase::Running,
+        PluginPhase::BackingOff => control::PluginPhase::BackingOff,
+        PluginPhase::Stopping => control::PluginPhase::Stopping,
+        PluginPhase::Completed => control::PluginPhase::Completed,
+        PluginPhase::Failed => control::PluginPhase::Failed,
+        PluginPhase::Stopped => control::PluginPhase::Stopped,
+    }
+}
+
+fn last_exit(exit: &LastExit, failure: Option<&str>, clock: Clock) -> control::LastExit {
+    let (code, signal, oom, error) = match exit.end {
+        RunEnd::Exited(ExitReason::Code(code)) => (Some(code), None, false, None),
+        RunEnd::Exited(ExitReason::Signal(signal)) => (None, Some(signal), false, None),
+        RunEnd::Exited(ExitReason::OutOfMemory) => (None, Some(libc::SIGKILL), true, None),
+        RunEnd::SpawnFailed(error) => {
+            (None, None, false, Some(failure.map_or_else(|| error.to_string(), str::to_owned)))
+        }
+    };
+    control::LastExit { code, signal, oom, error, time: clock.wall_at(exit.at) }
+}

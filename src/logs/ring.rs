@@ -1,0 +1,321 @@
+//! The rings: one per source, bounded in bytes, under one global sequence.
+//!
+//! A record stays until it is acknowledged or until its own source needs the room. Sequence numbers have no
+//! gaps, so what a reader misses is exactly what was pushed out.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::{
+        Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use enclave_protocol::{
+    control::{FileBytes, LogRecord, LogStream},
+    manifest::HostLogs,
+    timestamp::Timestamp,
+};
+use tokio::sync::watch;
+
+/// Bytes one source may keep, its records' overhead included. 256 KiB hold a few thousand lines: minutes of
+/// an ordinary service's output, and 100 plugins at their worst cost 25 MiB.
+pub const SOURCE_BYTES_MAX: usize = 256 << 10;
+/// What a record costs beside its text: the struct, its map node and its strings' headers.
+const RECORD_OVERHEAD: usize = 160;
+/// The source name of the supervisor's own records.
+pub const SUPERVISOR: &str = "supervisor";
+
+/// All sources' records. Shared; every method is short and never waits for anything but its own lock.
+#[derive(Debug)]
+pub struct Rings {
+    inner: Mutex<Inner>,
+    newest: watch::Sender<u64>,
+    source_bytes_max: usize,
+    closed: AtomicBool,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    records: BTreeMap<u64, LogRecord>,
+    sources: BTreeMap<String, Source>,
+    last_seq: u64,
+    acknowledged: u64,
+}
+
+#[derive(Debug, Default)]
+struct Source {
+    seqs: VecDeque<u64>,
+    bytes: usize,
+    totals: Totals,
+}
+
+/// What a source has produced since the start.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Totals {
+    /// Bytes of text.
+    pub bytes: u64,
+    /// Records.
+    pub records: u64,
+    /// Records pushed out before they were acknowledged.
+    pub dropped: u64,
+}
+
+/// One line, or a part of one.
+#[derive(Debug)]
+pub struct Line<'a> {
+    /// The plugin's name, or [`SUPERVISOR`].
+    pub source: &'a str,
+    /// Which stream.
+    pub stream: LogStream,
+    /// Its bytes, without the newline.
+    pub bytes: &'a [u8],
+    /// Goes on in the next record.
+    pub partial: bool,
+    /// When it was read.
+    pub time: Timestamp,
+}
+
+impl Rings {
+    /// Empty rings of [`SOURCE_BYTES_MAX`] each.
+    pub fn new() -> Self {
+        Self::bounded(SOURCE_BYTES_MAX)
+    }
+
+    /// Empty rings of `source_bytes_max` bytes each.
+    pub fn bounded(source_bytes_max: usize) -> Self {
+        Self {
+            inner: Mutex::default(),
+            newest: watch::Sender::new(0),
+            source_bytes_max,
+            closed: AtomicBool::new(false),
+        }
+    }
+
+    /// Takes the manifest's word on what may leave the enclave. Plugins' lines are left out where they are read.
+    pub fn limit_to_host(&self, logs: HostLogs) {
+        match logs {
+            HostLogs::All | HostLogs::Supervisor => {}
+            HostLogs::None => {
+                self.closed.store(true, Ordering::Relaxed);
+                let last = self.last_seq();
+                self.acknowledge(last);
+            }
+        }
+    }
+
+    /// Keeps a line; its source's oldest records make room.
+    pub fn push(&self, line: &Line<'_>) {
+        if self.closed.load(Ordering::Relaxed) {
+            return;
+        }
+        let (text, base64) = match std::str::from_utf8(line.bytes) {
+            Ok(text) => (Some(text.to_owned()), None),
+            Err(_) => (None, Some(FileBytes(line.bytes.to_vec()))),
+        };
+        let mut inner = self.lock();
+        inner.last_seq += 1;
+        let seq = inner.last_seq;
+        let record = LogRecord {
+            seq,
+            time: line.time,
+            plugin: line.source.to_owned(),
+            stream: line.stream,
+            text,
+            base64,
+            partial: line.partial,
+            dropped: 0,
+        };
+        inner.insert(record, self.source_bytes_max);
+        drop(inner);
+        self.newest.send_replace(seq);
+    }
+
+    /// Records after `after`, at least one if there is any, until their text exceeds `bytes_max`.
+    pub fn read(&self, after: u64, bytes_max: usize) -> Vec<LogRecord> {
+        let inner = self.lock();
+        // Acknowledged records were not lost: whoever asks for them again gets no gap reported.
+        let mut previous = after.max(inner.acknowledged);
+        let mut bytes = 0;
+        let mut records = Vec::new();
+        for (seq, record) in inner.records.range(previous + 1..) {
+            if bytes > bytes_max {
+                break;
+            }
+            bytes += cost(record);
+            records.push(LogRecord { dropped: seq - previous - 1, ..record.clone() });
+            previous = *seq;
+        }
+        records
+    }
+
+    /// Forgets every record up to `seq`.
+    pub fn acknowledge(&self, seq: u64) {
+        let mut inner = self.lock();
+        let seq = seq.min(inner.last_seq);
+        if seq <= inner.acknowledged {
+            return;
+        }
+        inner.acknowledged = seq;
+        let kept = inner.records.split_off(&(seq + 1));
+        let gone = std::mem::replace(&mut inner.records, kept);
+        for record in gone.values() {
+            if let Some(source) = inner.sources.get_mut(&record.plugin) {
+                source.bytes -= cost(record);
+                source.seqs.pop_front();
+            }
+        }
+    }
+
+    /// Sequence number of the newest record.
+    pub fn last_seq(&self) -> u64 {
+        self.lock().last_seq
+    }
+
+    /// Everything up to here is acknowledged.
+    pub fn acknowledged(&self) -> u64 {
+        self.lock().acknowledged
+    }
+
+    /// Changes whenever a record is pushed.
+    pub fn subscribe(&self) -> watch::Receiver<u64> {
+        self.newest.subscribe()
+    }
+
+    /// Totals by source.
+    pub fn totals(&self) -> BTreeMap<String, Totals> {
+        self.lock().sources.iter().map(|(name, source)| (name.clone(), source.totals)).collect()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        // Every critical section leaves the rings whole, so a panic elsewhere does not spoil them.
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Default for Rings {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Inner {
+    fn insert(&mut self, record: LogRecord, source_bytes_max: usize) {
+        let (seq, size) = (record.seq, cost(&record));
+        let source = match self.sources.get_mut(&record.plugin) {
+            Some(source) => source,
+            None => self.sources.entry(record.plugin.clone()).or_default(),
+        };
+        source.totals.records += 1;
+        source.totals.bytes += (size - RECORD_OVERHEAD) as u64;
+        source.bytes += size;
+        source.seqs.push_back(seq);
+        self.records.insert(seq, record);
+        while source.bytes > source_bytes_max {
+            let Some(oldest) = source.seqs.pop_front() else { break };
+            if let Some(record) = self.records.remove(&oldest) {
+                source.bytes -= cost(&record);
+                source.totals.dropped += 1;
+            }
+        }
+    }
+}
+
+fn cost(record: &LogRecord) -> usize {
+    let text = record.text.as_ref().map_or(0, String::len);
+    text + record.base64.as_ref().map_or(0, |bytes| bytes.0.len()) + RECORD_OVERHEAD
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn line<'a>(source: &'a str, bytes: &'a [u8]) -> Line<'a> {
+        Line { source, stream: LogStream::Stdout, bytes, partial: false, time: Timestamp(0) }
+    }
+
+    fn seqs(records: &[LogRecord]) -> Vec<(u64, u64)> {
+        records.iter().map(|r| (r.seq, r.dropped)).collect()
+    }
+
+    #[test]
+    fn a_noisy_source_pushes_out_its_own_lines_and_the_gap_is_counted_exactly() {
+        let rings = Rings::bounded(3 * (RECORD_OVERHEAD + 10));
+        rings.push(&line("quiet", b"first"));
+        for _ in 0..5 {
+            rings.push(&line("noisy", &[b'x'; 10]));
+        }
+        let records = rings.read(0, usize::MAX);
+        assert_eq!(seqs(&records), [(1, 0), (4, 2), (5, 0), (6, 0)]);
+        assert_eq!(rings.totals()["noisy"], Totals { bytes: 50, records: 5, dropped: 2 });
+        assert_eq!(rings.totals()["quiet"].dropped, 0);
+    }
+
+    #[test]
+    fn acknowledged_records_are_forgotten_and_are_no_gap() {
+        let rings = Rings::new();
+        for _ in 0..4 {
+            rings.push(&line("a", b"x"));
+        }
+        rings.acknowledge(2);
+        rings.acknowledge(1);
+        assert_eq!(seqs(&rings.read(0, usize::MAX)), [(3, 0), (4, 0)]);
+        rings.acknowledge(99);
+        assert_eq!(rings.acknowledged(), 4);
+        rings.push(&line("a", b"x"));
+        assert_eq!(seqs(&rings.read(0, usize::MAX)), [(5, 0)]);
+    }
+
+    #[test]
+    fn a_manifest_that_keeps_its_logs_inside_gives_the_host_none() {
+        let rings = Rings::new();
+        rings.push(&line(SUPERVISOR, b"before"));
+        rings.limit_to_host(HostLogs::None);
+        rings.push(&line(SUPERVISOR, b"after"));
+        assert_eq!(rings.read(0, usize::MAX), []);
+    }
+
+    #[test]
+    fn bytes_that_are_no_utf8_survive() {
+        let rings = Rings::new();
+        rings.push(&line("a", b"\xff\x00ok"));
+        let record = &rings.read(0, usize::MAX)[0];
+        assert_eq!((record.text.as_ref(), record.base64.clone().unwrap().0), (None, b"\xff\x00ok".to_vec()));
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_is_not_read_is_reported_as_dropped(
+            steps in prop::collection::vec((0u8..3, 0usize..300), 1..200),
+            ack_every in 1usize..20,
+        ) {
+            let rings = Rings::bounded(2000);
+            let (mut after, mut seen, mut dropped) = (0, 0, 0);
+            for (step, (source, length)) in steps.iter().enumerate() {
+                rings.push(&line(["a", "b", "c"][usize::from(*source)], &vec![b'x'; *length]));
+                if step % ack_every == 0 {
+                    for record in rings.read(after, 500) {
+                        seen += 1;
+                        dropped += record.dropped;
+                        after = record.seq;
+                    }
+                    rings.acknowledge(after);
+                }
+            }
+            for record in rings.read(after, usize::MAX) {
+                seen += 1;
+                dropped += record.dropped;
+                after = record.seq;
+            }
+            let last_dropped = rings.last_seq() - after;
+            prop_assert_eq!(seen + dropped + last_dropped, steps.len() as u64);
+            let counted: u64 = rings.totals().values().map(|t| t.dropped).sum();
+            prop_assert_eq!(counted, dropped + last_dropped);
+            for source in rings.lock().sources.values() {
+                prop_assert!(source.bytes <= 2000);
+            }
+        }
+    }
+}

@@ -1,0 +1,9 @@
+//! The only syscalls and the only `unsafe` of the supervisor. It knows no plugin, policy or manifest.
+
+#![expect(unsafe_code, reason = "syscalls without a safe wrapper; one block per call")]
+
+pub mod limits;
+pub mod loopback;
+pub mod reaper;
+pub mod shim;
+pub mod spawn;
