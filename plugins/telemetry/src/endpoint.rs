@@ -1,0 +1,176 @@
+//! Where metrics are pushed: `EXPORTER_URL`, and a connection to it, plain or TLS.
+
+use std::{io, path::PathBuf, sync::Arc};
+
+use hyper::Uri;
+use tokio::net::TcpStream;
+use tokio_rustls::{
+    TlsConnector,
+    rustls::{ClientConfig, RootCertStore, crypto::ring, pki_types::ServerName},
+};
+
+use crate::{
+    hosts,
+    link::{Link, LinkError},
+};
+
+/// Appended to the base URL, as the OTLP specification says.
+const METRICS_PATH: &str = "/v1/metrics";
+
+/// A collector's address, checked.
+pub(crate) struct Endpoint {
+    host: String,
+    port: u16,
+    /// The `Host` header.
+    pub(crate) authority: String,
+    /// The request's path, with a query if the base URL has one.
+    pub(crate) path: String,
+    tls: Option<(TlsConnector, ServerName<'static>)>,
+    hosts: PathBuf,
+}
+
+/// What is wrong with `EXPORTER_URL`.
+#[derive(Debug, thiserror::Error)]
+pub enum UrlError {
+    /// No URL at all.
+    #[error("EXPORTER_URL {0:?} is not a URL such as http://collector:4318")]
+    Malformed(String),
+    /// Neither http nor https.
+    #[error("EXPORTER_URL has scheme {0:?}, expected http or https")]
+    Scheme(String),
+    /// Credentials in the URL would end in logs.
+    #[error("EXPORTER_URL must not carry a user or password")]
+    Credentials,
+    /// A host that cannot stand in a certificate.
+    #[error("EXPORTER_URL has host {0:?}, which TLS cannot verify")]
+    ServerName(String),
+    /// No cryptography.
+    #[error("setting up TLS")]
+    Tls(#[source] tokio_rustls::rustls::Error),
+}
+
+/// Why there is no connection.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum DialError {
+    /// The name has no address.
+    #[error("resolving {host}")]
+    Resolve { host: String, source: io::Error },
+    /// No address answers.
+    #[error("connecting to {host}:{port}")]
+    Connect { host: String, port: u16, source: io::Error },
+    /// The handshake failed, for example over the certificate.
+    #[error("TLS with {host}")]
+    Tls { host: String, source: io::Error },
+    /// HTTP could not start.
+    #[error("starting HTTP")]
+    Http(#[from] LinkError),
+}
+
+impl Endpoint {
+    /// Reads a base URL. `hosts` is the file in which names are looked up first.
+    pub(crate) fn parse(url: &str, hosts: PathBuf) -> Result<Self, UrlError> {
+        let malformed = || UrlError::Malformed(url.to_owned());
+        if url.contains('@') {
+            return Err(UrlError::Credentials);
+        }
+        let uri: Uri = url.parse().map_err(|_| malformed())?;
+        let authority = uri.authority().filter(|a| !a.host().is_empty()).ok_or_else(malformed)?;
+        let (default_port, is_tls) = match uri.scheme_str() {
+            Some("http") => (80, false),
+            Some("https") => (443, true),
+            other => return Err(UrlError::Scheme(other.unwrap_or_default().to_owned())),
+        };
+        let host = authority.host().trim_matches(['[', ']']).to_owned();
+        let path = format!("{}{METRICS_PATH}", uri.path().trim_end_matches('/'));
+        let tls = if is_tls { Some(tls(&host)?) } else { None };
+        Ok(Self {
+            port: authority.port_u16().unwrap_or(default_port),
+            authority: authority.as_str().to_owned(),
+            path: uri.query().map_or_else(|| path.clone(), |query| format!("{path}?{query}")),
+            host,
+            tls,
+            hosts,
+        })
+    }
+
+    /// Connects. The caller bounds the time.
+    pub(crate) async fn dial(&self) -> Result<Link, DialError> {
+        let (host, port) = (self.host.clone(), self.port);
+        let addresses = hosts::resolve(&self.hosts, &host, port)
+            .await
+            .map_err(|source| DialError::Resolve { host: host.clone(), source })?;
+        let tcp = TcpStream::connect(addresses.as_slice())
+            .await
+            .map_err(|source| DialError::Connect { host: host.clone(), port, source })?;
+        // A request is written in one go: waiting for more would only delay it. Failing costs time, not truth.
+        tcp.set_nodelay(true).ok();
+        let Some((connector, name)) = &self.tls else {
+            return Ok(Link::open(tcp).await?);
+        };
+        let stream = connector
+            .connect(name.clone(), tcp)
+            .await
+            .map_err(|source| DialError::Tls { host, source })?;
+        Ok(Link::open(stream).await?)
+    }
+}
+
+/// TLS 1.2 and 1.3 with Mozilla's roots; the certificate must name `host`, whatever address the host side dials.
+fn tls(host: &str) -> Result<(TlsConnector, ServerName<'static>), UrlError> {
+    let name = ServerName::try_from(host.to_owned()).map_err(|_| UrlError::ServerName(host.to_owned()))?;
+    let roots = RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() };
+    let config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .map_err(UrlError::Tls)?
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    Ok((TlsConnector::from(Arc::new(config)), name))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(url: &str) -> String {
+        match Endpoint::parse(url, PathBuf::from("/etc/hosts")) {
+            Ok(e) => format!("{} {} {} {} tls={}", e.host, e.port, e.authority, e.path, e.tls.is_some()),
+            Err(error) => error.to_string(),
+        }
+    }
+
+    #[test]
+    fn v1_metrics_is_appended_to_the_base_path() {
+        assert_eq!(check("http://collector:4318"), "collector 4318 collector:4318 /v1/metrics tls=false");
+        assert_eq!(check("http://c:4318/"), "c 4318 c:4318 /v1/metrics tls=false");
+        assert_eq!(check("http://c/otlp/"), "c 80 c /otlp/v1/metrics tls=false");
+        assert_eq!(check("https://c.example/a?b=c"), "c.example 443 c.example /a/v1/metrics?b=c tls=true");
+        assert_eq!(check("http://[::1]:4318"), "::1 4318 [::1]:4318 /v1/metrics tls=false");
+    }
+
+    #[test]
+    fn a_bad_url_is_named_with_its_reason() {
+        assert!(check("collector:4318").contains("scheme"));
+        assert!(check("ftp://collector").contains("scheme \"ftp\""));
+        assert!(check("http://").contains("not a URL"));
+        assert!(check("").contains("not a URL"));
+        assert!(!check("http://user:secret@collector").contains("secret"));
+    }
+
+    #[tokio::test]
+    async fn a_server_that_does_not_speak_tls_gets_nothing() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("https://127.0.0.1:{}", listener.local_addr().unwrap().port());
+        let endpoint = Endpoint::parse(&url, PathBuf::from("/etc/hosts")).unwrap();
+        let answer = async {
+            use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+            let (mut peer, _) = listener.accept().await.unwrap();
+            let mut hello = [0; 6];
+            peer.read_exact(&mut hello).await.unwrap();
+            peer.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n").await.unwrap();
+            hello
+        };
+        let (result, hello) = tokio::join!(endpoint.dial(), answer);
+        assert!(matches!(result, Err(DialError::Tls { .. })));
+        assert_eq!((hello[0], hello[5]), (22, 1), "the first record is a ClientHello");
+    }
+}
