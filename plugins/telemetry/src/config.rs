@@ -61,7 +61,9 @@ impl Config {
     pub(crate) fn load(path: &Path) -> Result<Self, ConfigError> {
         let mut text = String::new();
         match std::fs::File::open(path) {
-            Ok(file) => file.take(CONFIG_BYTES_MAX + 1).read_to_string(&mut text).map_err(ConfigError::Read)?,
+            Ok(file) => {
+                file.take(CONFIG_BYTES_MAX + 1).read_to_string(&mut text).map_err(ConfigError::Read)?
+            }
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Self::default()),
             Err(error) => return Err(ConfigError::Read(error)),
         };
@@ -93,7 +95,11 @@ impl Config {
         let jobs = file.scrape_configs.unwrap_or_default().into_iter().enumerate();
         Ok(Self {
             jobs: jobs.map(|(n, job)| job.job_name.unwrap_or_else(|| format!("job {n}"))).collect(),
-            ignored: sections.into_iter().filter(|(_, there)| *there).map(|(name, _)| name.to_owned()).collect(),
+            ignored: sections
+                .into_iter()
+                .filter(|(_, there)| *there)
+                .map(|(name, _)| name.to_owned())
+                .collect(),
         })
     }
 }

@@ -99,18 +99,18 @@ impl Endpoint {
         let addresses = hosts::resolve(&self.hosts, &host, port)
             .await
             .map_err(|source| DialError::Resolve { host: host.clone(), source })?;
-        let tcp = TcpStream::connect(addresses.as_slice())
-            .await
-            .map_err(|source| DialError::Connect { host: host.clone(), port, source })?;
+        let tcp = TcpStream::connect(addresses.as_slice()).await.map_err(|source| DialError::Connect {
+            host: host.clone(),
+            port,
+            source,
+        })?;
         // A request is written in one go: waiting for more would only delay it. Failing costs time, not truth.
         tcp.set_nodelay(true).ok();
         let Some((connector, name)) = &self.tls else {
             return Ok(Link::open(tcp).await?);
         };
-        let stream = connector
-            .connect(name.clone(), tcp)
-            .await
-            .map_err(|source| DialError::Tls { host, source })?;
+        let stream =
+            connector.connect(name.clone(), tcp).await.map_err(|source| DialError::Tls { host, source })?;
         Ok(Link::open(stream).await?)
     }
 }

@@ -31,14 +31,22 @@ use crate::{intake, link::Io, otlp::Export};
 
 /// What a supervisor says `seconds` after some moment.
 pub(crate) fn sample(seconds: u64) -> Sample {
-    let labels =
-        [(LABEL_DEPLOYMENT, "hello"), (LABEL_NED, "hello"), (LABEL_NAMESPACE, "default"), (LABEL_INSTANCE, "i-1")];
+    let labels = [
+        (LABEL_DEPLOYMENT, "hello"),
+        (LABEL_NED, "hello"),
+        (LABEL_NAMESPACE, "default"),
+        (LABEL_INSTANCE, "i-1"),
+    ];
     Sample {
         time: Timestamp(seconds * 1_000_000_000),
         labels: labels.map(|(key, value)| (key.to_owned(), value.to_owned())).into(),
         families: vec![
             Family::gauge(CPU_USAGE, "CPU time used", vec![Point::bare(0.5)]),
-            Family::counter("enclave_plugin_restarts_total", "", vec![Point::labelled([("plugin", "a")], 2.0)]),
+            Family::counter(
+                "enclave_plugin_restarts_total",
+                "",
+                vec![Point::labelled([("plugin", "a")], 2.0)],
+            ),
         ],
     }
 }
@@ -49,7 +57,9 @@ pub(crate) fn gauge_export(name: &str, value: f64) -> Export {
     let gauge = Data::Gauge(Gauge { data_points: vec![point] });
     let metric = Metric { name: name.to_owned(), data: Some(gauge), ..Metric::default() };
     let scope = ScopeMetrics { metrics: vec![metric], ..ScopeMetrics::default() };
-    Export { resource_metrics: vec![ResourceMetrics { scope_metrics: vec![scope], ..ResourceMetrics::default() }] }
+    Export {
+        resource_metrics: vec![ResourceMetrics { scope_metrics: vec![scope], ..ResourceMetrics::default() }],
+    }
 }
 
 /// A supervisor's socket.
@@ -200,7 +210,9 @@ impl Collector {
                 let (stream, _) = listener.accept().await.unwrap();
                 state.lock().unwrap().connections += 1;
                 let (state, sender) = (Arc::clone(&state), sender.clone());
-                connections.spawn(serve(stream, move |request| collect(request, Arc::clone(&state), sender.clone())));
+                connections.spawn(serve(stream, move |request| {
+                    collect(request, Arc::clone(&state), sender.clone())
+                }));
             }
         });
     }

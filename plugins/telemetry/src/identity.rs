@@ -62,9 +62,9 @@ pub(crate) fn names_origin(key: &str) -> bool {
 /// Whether a metric of this name would pass for one of the supervisor's. An autoscaler acts on them.
 pub(crate) fn is_own_metric(name: &str) -> bool {
     let name = canonical(name);
-    OWN_METRICS.iter().any(|own| {
-        name.strip_prefix(own).is_some_and(|rest| rest.is_empty() || rest.starts_with(['_', ':']))
-    })
+    OWN_METRICS
+        .iter()
+        .any(|own| name.strip_prefix(own).is_some_and(|rest| rest.is_empty() || rest.starts_with(['_', ':'])))
 }
 
 /// Where the value of a reserved name goes; again and again, while that name is taken too.
@@ -101,7 +101,13 @@ mod tests {
 
     #[test]
     fn a_metric_that_would_pass_for_the_supervisors_is_known() {
-        for name in ["nitro_enclave_cpu_usage", "nitro.enclave.cpu_usage", "__nitro_enclave_x", "enclave_up", "enclave"] {
+        for name in [
+            "nitro_enclave_cpu_usage",
+            "nitro.enclave.cpu_usage",
+            "__nitro_enclave_x",
+            "enclave_up",
+            "enclave",
+        ] {
             assert!(is_own_metric(name), "{name}");
         }
         for name in ["enclaves_total", "app_nitro_enclave_cpu_usage", "http.server.duration", ""] {

@@ -58,7 +58,7 @@ enum Shape {
     ScopeMetrics,
     Scope,
     Metric,
-    /// Gauge and Sum, Histogram, ExponentialHistogram, Summary: field 1 holds the points.
+    /// Gauges and sums, histograms of both kinds, summaries: field 1 holds the points.
     Numbers,
     Histogram,
     Exponential,
@@ -71,7 +71,7 @@ enum Shape {
     EntityRef,
     KeyValue,
     AnyValue,
-    /// ArrayValue and KeyValueList.
+    /// Lists of values.
     Array,
     KeyValueList,
     /// Packed numbers of one byte or more, eight in memory.
@@ -102,7 +102,9 @@ impl Shape {
             (Self::NumberPoint | Self::SummaryPoint | Self::Exemplar, 7)
             | (Self::HistogramPoint, 9)
             | (Self::ExponentialPoint, 1) => Self::KeyValue,
-            (Self::NumberPoint, 5) | (Self::HistogramPoint, 8) | (Self::ExponentialPoint, 11) => Self::Exemplar,
+            (Self::NumberPoint, 5) | (Self::HistogramPoint, 8) | (Self::ExponentialPoint, 11) => {
+                Self::Exemplar
+            }
             (Self::ExponentialPoint, 8 | 9) => Self::Buckets,
             (Self::KeyValue, 2) => Self::AnyValue,
             (Self::AnyValue, 5) => Self::Array,
@@ -116,6 +118,9 @@ impl Shape {
 
 /// Walks the wire format without allocating and counts what decoding would allocate.
 fn weigh(mut bytes: &[u8], shape: Shape, depth: u32, budget: &mut usize) -> Result<(), IntakeError> {
+    if matches!(shape, Shape::Leaf | Shape::Buckets) {
+        return Ok(());
+    }
     let depth = depth.checked_sub(1).ok_or(IntakeError::TooMany)?;
     while !bytes.is_empty() {
         let key = varint(&mut bytes)?;
@@ -131,10 +136,7 @@ fn weigh(mut bytes: &[u8], shape: Shape, depth: u32, budget: &mut usize) -> Resu
                 let child = shape.child(key >> 3);
                 let weight = if matches!(child, Shape::Buckets) { 1 + length / 4 } else { 1 };
                 *budget = budget.checked_sub(weight).ok_or(IntakeError::TooMany)?;
-                match child {
-                    Shape::Leaf | Shape::Buckets => {}
-                    child => weigh(inner, child, depth, budget)?,
-                }
+                weigh(inner, child, depth, budget)?;
             }
             5 => skip(&mut bytes, 4)?,
             _ => return Err(IntakeError::Malformed),
@@ -163,6 +165,72 @@ mod tests {
         assert_eq!(read(&export.encode_to_vec(), false).unwrap(), export);
         assert_eq!(read(&Batch::new(&export).body, true).unwrap(), export);
         assert_eq!(read(b"", false).unwrap(), Export::default());
+    }
+
+    #[test]
+    fn every_type_of_metric_passes_unchanged() {
+        use opentelemetry_proto::tonic::{
+            common::v1::{AnyValue, ArrayValue, KeyValue, any_value},
+            metrics::v1::{
+                Exemplar, ExponentialHistogram, ExponentialHistogramDataPoint, Histogram, HistogramDataPoint,
+                Metric, Summary, SummaryDataPoint, exponential_histogram_data_point::Buckets, metric::Data,
+                summary_data_point::ValueAtQuantile,
+            },
+        };
+        let text = AnyValue { value: Some(any_value::Value::StringValue("v".to_owned())) };
+        let list = any_value::Value::ArrayValue(ArrayValue { values: vec![text.clone(), text] });
+        let attributes = vec![KeyValue {
+            key: "k".to_owned(),
+            value: Some(AnyValue { value: Some(list) }),
+            ..KeyValue::default()
+        }];
+        let exemplars = vec![Exemplar { filtered_attributes: attributes.clone(), ..Exemplar::default() }];
+        let buckets = Some(Buckets { offset: -1, bucket_counts: vec![1, 300, 0] });
+        let histogram = HistogramDataPoint {
+            attributes: attributes.clone(),
+            exemplars: exemplars.clone(),
+            bucket_counts: vec![1, 2, 3],
+            explicit_bounds: vec![0.5, 1.5],
+            ..HistogramDataPoint::default()
+        };
+        let exponential = ExponentialHistogramDataPoint {
+            attributes: attributes.clone(),
+            exemplars,
+            positive: buckets.clone(),
+            negative: buckets,
+            ..ExponentialHistogramDataPoint::default()
+        };
+        let summary = SummaryDataPoint {
+            attributes,
+            quantile_values: vec![ValueAtQuantile { quantile: 0.5, value: 1.0 }],
+            ..SummaryDataPoint::default()
+        };
+        let mut export = gauge_export("g", 1.0);
+        let kinds = [
+            Data::Histogram(Histogram { data_points: vec![histogram], aggregation_temporality: 2 }),
+            Data::ExponentialHistogram(ExponentialHistogram {
+                data_points: vec![exponential],
+                aggregation_temporality: 2,
+            }),
+            Data::Summary(Summary { data_points: vec![summary] }),
+        ];
+        let metrics = kinds.map(|data| Metric { data: Some(data), ..Metric::default() });
+        export.resource_metrics[0].scope_metrics[0].metrics.extend(metrics);
+        assert_eq!(read(&export.encode_to_vec(), false).unwrap(), export);
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn no_bytes_make_it_panic(at in 0usize..60, with in proptest::collection::vec(0u8.., 0..6)) {
+            let mut bytes = gauge_export("some_name", 1.0).encode_to_vec();
+            let at = at.min(bytes.len());
+            let end = (at + with.len()).min(bytes.len());
+            bytes.splice(at..end, with);
+            match read(&bytes, false) {
+                Ok(export) => assert!(otlp::count(&export) <= bytes.len() as u64),
+                Err(error) => assert!(matches!(error, IntakeError::Malformed)),
+            }
+        }
     }
 
     #[test]

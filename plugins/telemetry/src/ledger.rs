@@ -152,7 +152,8 @@ impl Ledger {
             Point::labelled([("reason", reason.label())], points as f64)
         });
         let age = facts.last_success.map(|at| Point::bare(at.elapsed().as_secs_f64()));
-        let counter = |name: &str, help, points| Family::counter(&format!("{SELF_PREFIX}{name}"), help, points);
+        let counter =
+            |name: &str, help, points| Family::counter(&format!("{SELF_PREFIX}{name}"), help, points);
         let gauge = |name: &str, help, points| Family::gauge(&format!("{SELF_PREFIX}{name}"), help, points);
         vec![
             counter("points_sent_total", "Data points that the collector accepted", one(facts.sent)),
@@ -161,8 +162,16 @@ impl Ledger {
             counter("points_dropped_total", "Data points that never arrived, by reason", dropped.collect()),
             gauge("queue_batches", "Batches that wait for the collector", one(queued_batches as u64)),
             gauge("queue_bytes", "Their compressed size", one(queued_bytes as u64)),
-            gauge("last_success_age_seconds", "Time since the collector last accepted", age.into_iter().collect()),
-            gauge("config_unsupported", "Configured scrape jobs that are not run", one(facts.unsupported_jobs as u64)),
+            gauge(
+                "last_success_age_seconds",
+                "Time since the collector last accepted",
+                age.into_iter().collect(),
+            ),
+            gauge(
+                "config_unsupported",
+                "Configured scrape jobs that are not run",
+                one(facts.unsupported_jobs as u64),
+            ),
         ]
     }
 

@@ -26,7 +26,12 @@ pub struct Options {
     #[arg(long, env = "ENCLAVE_EXPORT_INTERVAL", default_value = "10s", value_name = "TIME", value_parser = interval)]
     pub interval: Duration,
     /// The plugin's configuration file; it need not exist
-    #[arg(long, env = "ENCLAVE_TELEMETRY_CONFIG", default_value = "/etc/oblv/config.yaml", value_name = "PATH")]
+    #[arg(
+        long,
+        env = "ENCLAVE_TELEMETRY_CONFIG",
+        default_value = "/etc/oblv/config.yaml",
+        value_name = "PATH"
+    )]
     pub config: PathBuf,
     /// Where names are looked up first
     #[arg(long, env = "ENCLAVE_HOSTS_FILE", default_value = "/etc/hosts", value_name = "PATH")]

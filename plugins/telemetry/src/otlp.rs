@@ -90,7 +90,8 @@ pub(crate) fn identify(export: &mut Export, identity: &Identity) {
 fn relabel(attributes: &mut Vec<KeyValue>, identity: &Identity, reserved: impl Fn(&str) -> bool) {
     for index in 0..attributes.len() {
         if reserved(&attributes[index].key) {
-            let key = identity::exported(&attributes[index].key, |key| attributes.iter().any(|a| a.key == key));
+            let key =
+                identity::exported(&attributes[index].key, |key| attributes.iter().any(|a| a.key == key));
             attributes[index].key = key;
         }
     }
@@ -162,7 +163,10 @@ pub(crate) fn show(export: &Export) -> String {
                 let kind = match &metric.data {
                     Some(Data::Gauge(_)) => "gauge".to_owned(),
                     Some(Data::Sum(sum)) => {
-                        format!("sum(temporality={},monotonic={})", sum.aggregation_temporality, sum.is_monotonic)
+                        format!(
+                            "sum(temporality={},monotonic={})",
+                            sum.aggregation_temporality, sum.is_monotonic
+                        )
                     }
                     other => format!("{other:?}"),
                 };
@@ -171,7 +175,12 @@ pub(crate) fn show(export: &Export) -> String {
                     .iter()
                     .map(|p| {
                         let (start, time) = (p.start_time_unix_nano, p.time_unix_nano);
-                        format!("  {{{}}} {:?} {start}..{time} flags={}", list(&p.attributes), p.value, p.flags)
+                        format!(
+                            "  {{{}}} {:?} {start}..{time} flags={}",
+                            list(&p.attributes),
+                            p.value,
+                            p.flags
+                        )
                     })
                     .collect();
                 lines.sort();
@@ -199,7 +208,11 @@ mod tests {
 
     fn app_export(metrics: Vec<Metric>) -> Export {
         let resource = Resource {
-            attributes: vec![text("service.name", "app"), text("service.instance.id", "me"), text("ned.name", "x")],
+            attributes: vec![
+                text("service.name", "app"),
+                text("service.instance.id", "me"),
+                text("ned.name", "x"),
+            ],
             ..Resource::default()
         };
         Export {
@@ -217,14 +230,46 @@ mod tests {
 
     #[test]
     fn every_type_of_point_gets_the_identity_and_keeps_its_own_values_as_exported() {
-        let attributes = vec![text("instance", "mine"), text("oblv.deployment.name", "evil"), text("plugin", "other")];
+        let attributes =
+            vec![text("instance", "mine"), text("oblv.deployment.name", "evil"), text("plugin", "other")];
         let a = || attributes.clone();
         let mut export = app_export(vec![
-            metric("g", Data::Gauge(Gauge { data_points: vec![NumberDataPoint { attributes: a(), ..Default::default() }] })),
-            metric("s", Data::Sum(Sum { data_points: vec![NumberDataPoint { attributes: a(), ..Default::default() }], ..Default::default() })),
-            metric("h", Data::Histogram(Histogram { data_points: vec![HistogramDataPoint { attributes: a(), ..Default::default() }], ..Default::default() })),
-            metric("e", Data::ExponentialHistogram(ExponentialHistogram { data_points: vec![ExponentialHistogramDataPoint { attributes: a(), ..Default::default() }], ..Default::default() })),
-            metric("q", Data::Summary(Summary { data_points: vec![SummaryDataPoint { attributes: a(), ..Default::default() }] })),
+            metric(
+                "g",
+                Data::Gauge(Gauge {
+                    data_points: vec![NumberDataPoint { attributes: a(), ..Default::default() }],
+                }),
+            ),
+            metric(
+                "s",
+                Data::Sum(Sum {
+                    data_points: vec![NumberDataPoint { attributes: a(), ..Default::default() }],
+                    ..Default::default()
+                }),
+            ),
+            metric(
+                "h",
+                Data::Histogram(Histogram {
+                    data_points: vec![HistogramDataPoint { attributes: a(), ..Default::default() }],
+                    ..Default::default()
+                }),
+            ),
+            metric(
+                "e",
+                Data::ExponentialHistogram(ExponentialHistogram {
+                    data_points: vec![ExponentialHistogramDataPoint {
+                        attributes: a(),
+                        ..Default::default()
+                    }],
+                    ..Default::default()
+                }),
+            ),
+            metric(
+                "q",
+                Data::Summary(Summary {
+                    data_points: vec![SummaryDataPoint { attributes: a(), ..Default::default() }],
+                }),
+            ),
         ]);
         identify(&mut export, &Identity::of(&sample(1)));
         assert_eq!(count(&export), 5);

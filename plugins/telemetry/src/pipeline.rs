@@ -12,7 +12,10 @@ use std::{
 use async_trait::async_trait;
 use bytes::Bytes;
 use enclave_protocol::metrics::{Family, Kind};
-use opentelemetry::{InstrumentationScope, KeyValue, metrics::{Meter, MeterProvider as _}};
+use opentelemetry::{
+    InstrumentationScope, KeyValue,
+    metrics::{Meter, MeterProvider as _},
+};
 use opentelemetry_http::{HttpClient, HttpError, Request, Response};
 use opentelemetry_otlp::{MetricExporter, Protocol, WithExportConfig as _, WithHttpConfig as _};
 use opentelemetry_sdk::{
@@ -25,7 +28,10 @@ use opentelemetry_sdk::{
 };
 use prost::Message as _;
 
-use crate::{identity::{self, Identity}, otlp::Export};
+use crate::{
+    identity::{self, Identity},
+    otlp::Export,
+};
 
 /// Constant, and with no version of ours in it: exporters make labels of both, a change would begin new series.
 const SCOPE: &str = "enclave-telemetry";
@@ -77,7 +83,8 @@ impl Pipeline {
         let resource = Resource::builder_empty()
             .with_attributes(attributes.chain(service).map(|(key, value)| KeyValue::new(key, value)))
             .build();
-        let reader = SharedReader(Arc::new(ManualReader::builder().with_temporality(Temporality::Cumulative).build()));
+        let reader =
+            SharedReader(Arc::new(ManualReader::builder().with_temporality(Temporality::Cumulative).build()));
         let provider =
             SdkMeterProvider::builder().with_resource(resource).with_reader(reader.clone()).build();
         let scope = InstrumentationScope::builder(SCOPE).with_version(SCOPE_VERSION).build();
@@ -201,10 +208,16 @@ impl MetricReader for SharedReader {
 
 #[cfg(test)]
 mod tests {
-    use enclave_protocol::{metrics::{CPU_USAGE, Point}, timestamp::Timestamp};
+    use enclave_protocol::{
+        metrics::{CPU_USAGE, Point},
+        timestamp::Timestamp,
+    };
 
     use super::*;
-    use crate::{fake::sample, otlp::{self, Times}};
+    use crate::{
+        fake::sample,
+        otlp::{self, Times},
+    };
 
     async fn exported(families: Vec<Family>) -> (Export, u64) {
         Pipeline::new(Identity::of(&sample(1))).unwrap().export(families).await.unwrap()

@@ -4,7 +4,9 @@ use std::{convert::Infallible, future::Future, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
-use hyper::{Method, Request, Response, StatusCode, body::Incoming, header, server::conn::http1, service::service_fn};
+use hyper::{
+    Method, Request, Response, StatusCode, body::Incoming, header, server::conn::http1, service::service_fn,
+};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use opentelemetry_proto::tonic::collector::metrics::v1::ExportMetricsServiceResponse;
 use prost::Message as _;
@@ -114,7 +116,8 @@ impl Receiver {
         let age = self.ledger.sample_age();
         let is_fresh = age.is_some_and(|age| age <= self.sample_age_max);
         let (queued, _) = self.outbox.as_ref().map_or((0, 0), |outbox| outbox.depth());
-        let exporter = if self.outbox.is_some() { "configured" } else { "EXPORTER_URL is not set, nothing is sent" };
+        let exporter =
+            if self.outbox.is_some() { "configured" } else { "EXPORTER_URL is not set, nothing is sent" };
         let body = serde_json::json!({
             "status": if is_fresh { "ok" } else { "no fresh sample from the supervisor" },
             "sampleAgeSeconds": age.map(|age| age.as_secs_f64()),
@@ -136,19 +139,23 @@ impl Receiver {
             Err(refusal) => return text(StatusCode::UNSUPPORTED_MEDIA_TYPE, refusal),
         };
         let Some(identity) = self.identity.borrow().clone() else {
-            return later(StatusCode::SERVICE_UNAVAILABLE, "the supervisor has not told yet whose enclave this is\n");
+            return later(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "the supervisor has not told yet whose enclave this is\n",
+            );
         };
         let Ok(_permit) = self.bodies.try_acquire() else {
             return later(StatusCode::SERVICE_UNAVAILABLE, "too many requests at the same time\n");
         };
-        let body = match timeout(BODY_TIMEOUT, Limited::new(request.into_body(), BODY_BYTES_MAX).collect()).await {
-            Ok(Ok(body)) => body.to_bytes(),
-            Ok(Err(error)) if error.is::<LengthLimitError>() => {
-                return text(StatusCode::PAYLOAD_TOO_LARGE, "the body is longer than 4 MiB\n");
-            }
-            Ok(Err(_)) => return text(StatusCode::BAD_REQUEST, "the body broke off\n"),
-            Err(_) => return text(StatusCode::REQUEST_TIMEOUT, "the body took too long\n"),
-        };
+        let body =
+            match timeout(BODY_TIMEOUT, Limited::new(request.into_body(), BODY_BYTES_MAX).collect()).await {
+                Ok(Ok(body)) => body.to_bytes(),
+                Ok(Err(error)) if error.is::<LengthLimitError>() => {
+                    return text(StatusCode::PAYLOAD_TOO_LARGE, "the body is longer than 4 MiB\n");
+                }
+                Ok(Err(_)) => return text(StatusCode::BAD_REQUEST, "the body broke off\n"),
+                Err(_) => return text(StatusCode::REQUEST_TIMEOUT, "the body took too long\n"),
+            };
         let mut export = match intake::read(&body, is_gzip) {
             Ok(export) => export,
             Err(error) => return refused(&error),
@@ -240,7 +247,13 @@ mod tests {
     }
 
     impl Rig {
-        async fn ask(&mut self, method: &str, path: &str, headers: &[(&str, &str)], body: Vec<u8>) -> (u16, String) {
+        async fn ask(
+            &mut self,
+            method: &str,
+            path: &str,
+            headers: &[(&str, &str)],
+            body: Vec<u8>,
+        ) -> (u16, String) {
             let mut request = Request::builder().method(method).uri(path).header("host", "localhost");
             for (name, value) in headers {
                 request = request.header(*name, *value);

@@ -100,9 +100,9 @@ mod tests {
 
     #[test]
     fn backoff_doubles_up_to_its_bound_and_keeps_at_least_half() {
-        let seconds = |failures, chance| backoff(failures, chance).as_secs_f64();
-        assert_eq!([1, 2, 3, 6, 7, 99].map(|n| seconds(n, 1.0)), [1.0, 2.0, 4.0, 32.0, 60.0, 60.0]);
-        assert_eq!([1, 2, 3, 6, 7, 99].map(|n| seconds(n, 0.0)), [0.5, 1.0, 2.0, 16.0, 30.0, 30.0]);
+        let millis = |failures, chance| backoff(failures, chance).as_millis();
+        assert_eq!([1, 2, 3, 6, 7, 99].map(|n| millis(n, 1.0)), [1000, 2000, 4000, 32_000, 60_000, 60_000]);
+        assert_eq!([1, 2, 3, 6, 7, 99].map(|n| millis(n, 0.0)), [500, 1000, 2000, 16_000, 30_000, 30_000]);
     }
 
     #[test]

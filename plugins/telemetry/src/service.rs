@@ -156,7 +156,10 @@ async fn flush(outbox: &Outbox, sending: &mut JoinSet<()>, ledger: &Ledger) {
         sending.shutdown().await;
         let lost = outbox.undelivered();
         ledger.dropped(Dropped::Shutdown, lost);
-        tracing::warn!(points = lost, "the collector did not take the last metrics in time, they are dropped");
+        tracing::warn!(
+            points = lost,
+            "the collector did not take the last metrics in time, they are dropped"
+        );
     }
 }
 
@@ -256,7 +259,9 @@ mod tests {
     async fn every_point_at_the_collector_carries_the_identity_and_the_samples_time() {
         let (supervisor, mut collector) = (Supervisor::start(), Collector::start().await);
         let mut shown = sample(7);
-        shown.families[0].points.push(Point::labelled([("oblv_deployment_name", "spoof"), ("cpu", "1")], 0.1));
+        shown.families[0]
+            .points
+            .push(Point::labelled([("oblv_deployment_name", "spoof"), ("cpu", "1")], 0.1));
         supervisor.show(&shown);
         let running = start(&options(&supervisor, Some(collector.url()))).await;
         let text = otlp::show(&collector.next().await.export);
@@ -264,13 +269,17 @@ mod tests {
         let points: Vec<_> = text.lines().filter(|line| line.starts_with("  {")).collect();
         assert!(points.len() > 10, "{text}");
         for point in points {
-            for label in ["oblv_deployment_name=hello", "ned_name=hello", "namespace=default", "instance=i-1"] {
+            for label in ["oblv_deployment_name=hello", "ned_name=hello", "namespace=default", "instance=i-1"]
+            {
                 assert!(point.contains(label), "{point}");
             }
         }
         assert!(text.contains("exported_oblv_deployment_name=spoof"), "{text}");
         assert!(text.contains("0..7000000000 flags=0"), "{text}");
-        assert!(text.lines().filter(|line| line.contains("unit=")).all(|line| line.ends_with("unit=\"\"")), "{text}");
+        assert!(
+            text.lines().filter(|line| line.contains("unit=")).all(|line| line.ends_with("unit=\"\"")),
+            "{text}"
+        );
     }
 
     #[tokio::test]
@@ -284,7 +293,10 @@ mod tests {
         let text = otlp::show(&rest.pop().unwrap().export);
         assert!(text.contains(CPU_USAGE));
         let points: Vec<_> = text.lines().filter(|line| line.starts_with("  {")).collect();
-        assert!(points.len() > 10 && points.iter().all(|p| p.contains("} None ") && p.ends_with("flags=1")), "{text}");
+        assert!(
+            points.len() > 10 && points.iter().all(|p| p.contains("} None ") && p.ends_with("flags=1")),
+            "{text}"
+        );
         let before = otlp::show(&rest.pop().unwrap().export);
         assert!(before.contains("Some(AsDouble(0.5))") && before.contains("flags=0"), "{before}");
     }
