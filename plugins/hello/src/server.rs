@@ -36,8 +36,11 @@ pub(crate) async fn run(listener: TcpListener, stop: impl Future<Output = ()>) -
                 }
             }
             () = &mut stop, if *app.fate.borrow() != Fate::Hang => break 0,
-            Ok((stream, _)) = listener.accept(), if connections.len() < CONNECTIONS_MAX => {
-                connections.spawn(serve(stream, Arc::clone(&app), draining.subscribe()));
+            accepted = listener.accept(), if connections.len() < CONNECTIONS_MAX => {
+                // An error is the client's, who left before it was accepted.
+                if let Ok((stream, _)) = accepted {
+                    connections.spawn(serve(stream, Arc::clone(&app), draining.subscribe()));
+                }
             }
             Some(_) = connections.join_next() => {}
         }

@@ -1,12 +1,20 @@
 //! Where metrics are pushed: `EXPORTER_URL`, and a connection to it, plain or TLS.
 
-use std::{io, path::PathBuf, sync::Arc};
+use std::{
+    io,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use hyper::Uri;
 use tokio::net::TcpStream;
 use tokio_rustls::{
     TlsConnector,
-    rustls::{ClientConfig, RootCertStore, crypto::ring, pki_types::ServerName},
+    rustls::{
+        ClientConfig, RootCertStore,
+        crypto::ring,
+        pki_types::{CertificateDer, ServerName, pem::PemObject as _},
+    },
 };
 
 use crate::{
@@ -44,6 +52,14 @@ pub enum UrlError {
     /// A host that cannot stand in a certificate.
     #[error("EXPORTER_URL has host {0:?}, which TLS cannot verify")]
     ServerName(String),
+    /// The authorities cannot be read.
+    #[error("reading the authorities in {path}: {why}")]
+    Roots {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        why: String,
+    },
     /// No cryptography.
     #[error("setting up TLS")]
     Tls(#[source] tokio_rustls::rustls::Error),
@@ -67,8 +83,8 @@ pub(crate) enum DialError {
 }
 
 impl Endpoint {
-    /// Reads a base URL. `hosts` is the file in which names are looked up first.
-    pub(crate) fn parse(url: &str, hosts: PathBuf) -> Result<Self, UrlError> {
+    /// Reads a base URL. `hosts` is the file in which names are looked up first, `ca_file` replaces the public roots.
+    pub(crate) fn parse(url: &str, hosts: PathBuf, ca_file: Option<&Path>) -> Result<Self, UrlError> {
         let malformed = || UrlError::Malformed(url.to_owned());
         if url.contains('@') {
             return Err(UrlError::Credentials);
@@ -82,7 +98,7 @@ impl Endpoint {
         };
         let host = authority.host().trim_matches(['[', ']']).to_owned();
         let path = format!("{}{METRICS_PATH}", uri.path().trim_end_matches('/'));
-        let tls = if is_tls { Some(tls(&host)?) } else { None };
+        let tls = if is_tls { Some(tls(&host, ca_file)?) } else { None };
         Ok(Self {
             port: authority.port_u16().unwrap_or(default_port),
             authority: authority.as_str().to_owned(),
@@ -115,10 +131,13 @@ impl Endpoint {
     }
 }
 
-/// TLS 1.2 and 1.3 with Mozilla's roots; the certificate must name `host`, whatever address the host side dials.
-fn tls(host: &str) -> Result<(TlsConnector, ServerName<'static>), UrlError> {
+/// TLS 1.2 and 1.3 with Mozilla's roots, or those of `ca_file`; the certificate must name `host`, whatever address the host side dials.
+fn tls(host: &str, ca_file: Option<&Path>) -> Result<(TlsConnector, ServerName<'static>), UrlError> {
     let name = ServerName::try_from(host.to_owned()).map_err(|_| UrlError::ServerName(host.to_owned()))?;
-    let roots = RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() };
+    let roots = match ca_file {
+        Some(path) => read_roots(path)?,
+        None => RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() },
+    };
     let config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
         .with_safe_default_protocol_versions()
         .map_err(UrlError::Tls)?
@@ -127,12 +146,23 @@ fn tls(host: &str) -> Result<(TlsConnector, ServerName<'static>), UrlError> {
     Ok((TlsConnector::from(Arc::new(config)), name))
 }
 
+fn read_roots(path: &Path) -> Result<RootCertStore, UrlError> {
+    let unusable = |why: String| UrlError::Roots { path: path.to_owned(), why };
+    let mut roots = RootCertStore::empty();
+    for certificate in CertificateDer::pem_file_iter(path).map_err(|error| unusable(error.to_string()))? {
+        let certificate = certificate.map_err(|error| unusable(error.to_string()))?;
+        roots.add(certificate).map_err(|error| unusable(error.to_string()))?;
+    }
+    if roots.is_empty() { Err(unusable("there is no certificate in it".to_owned())) } else { Ok(roots) }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sender::chain;
 
     fn check(url: &str) -> String {
-        match Endpoint::parse(url, PathBuf::from("/etc/hosts")) {
+        match Endpoint::parse(url, PathBuf::from("/etc/hosts"), None) {
             Ok(e) => format!("{} {} {} {} tls={}", e.host, e.port, e.authority, e.path, e.tls.is_some()),
             Err(error) => error.to_string(),
         }
@@ -156,11 +186,60 @@ mod tests {
         assert!(!check("http://user:secret@collector").contains("secret"));
     }
 
+    /// Dials https://`name` at a TLS server whose certificate is for collector.example.
+    async fn dial_tls(name: &str, ca_file: Option<&Path>) -> Result<(), DialError> {
+        use tokio_rustls::{
+            TlsAcceptor,
+            rustls::{ServerConfig, pki_types::PrivateKeyDer},
+        };
+        let testdata = Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata");
+        let certificate = CertificateDer::from_pem_file(testdata.join("cert.pem")).unwrap();
+        let key = PrivateKeyDer::from_pem_file(testdata.join("key.pem")).unwrap();
+        let config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(vec![certificate], key)
+            .unwrap();
+        let acceptor = TlsAcceptor::from(Arc::new(config));
+        let dir = tempfile::tempdir().unwrap();
+        let hosts = dir.path().join("hosts");
+        std::fs::write(&hosts, "127.0.0.1 collector.example other.example\n").unwrap();
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("https://{name}:{}", listener.local_addr().unwrap().port());
+        let ca_file = ca_file.map(|file| testdata.join(file));
+        let endpoint = Endpoint::parse(&url, hosts, ca_file.as_deref()).unwrap();
+        let accept = async { acceptor.accept(listener.accept().await.unwrap().0).await };
+        let (dialled, accepted) = tokio::join!(endpoint.dial(), accept);
+        assert_eq!(dialled.is_ok(), accepted.is_ok());
+        dialled.map(drop)
+    }
+
+    #[tokio::test]
+    async fn a_collector_with_a_certificate_of_its_name_is_trusted_and_no_other() {
+        let ca = Some(Path::new("ca.pem"));
+        dial_tls("collector.example", ca).await.unwrap();
+        let wrong_name = dial_tls("other.example", ca).await.err().unwrap();
+        assert!(chain(&wrong_name).contains("not valid for name"), "{}", chain(&wrong_name));
+        let unknown_authority = dial_tls("collector.example", None).await.err().unwrap();
+        assert!(chain(&unknown_authority).contains("UnknownIssuer"), "{}", chain(&unknown_authority));
+    }
+
+    #[test]
+    fn a_file_of_authorities_that_has_none_is_refused() {
+        let testdata = Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata");
+        for file in ["key.pem", "nonexistent.pem"] {
+            let path = testdata.join(file);
+            let result = Endpoint::parse("https://c.example", PathBuf::from("/etc/hosts"), Some(&path));
+            assert!(matches!(result, Err(UrlError::Roots { .. })), "{file}");
+        }
+    }
+
     #[tokio::test]
     async fn a_server_that_does_not_speak_tls_gets_nothing() {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("https://127.0.0.1:{}", listener.local_addr().unwrap().port());
-        let endpoint = Endpoint::parse(&url, PathBuf::from("/etc/hosts")).unwrap();
+        let endpoint = Endpoint::parse(&url, PathBuf::from("/etc/hosts"), None).unwrap();
         let answer = async {
             use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
             let (mut peer, _) = listener.accept().await.unwrap();

@@ -18,9 +18,14 @@ pub(crate) struct Identity {
 }
 
 impl Identity {
-    /// The identity that `sample` carries.
-    pub(crate) fn of(sample: &Sample) -> Self {
-        Self { labels: sample.labels.clone() }
+    /// The identity that `sample` carries; none without the name that an autoscaler selects on.
+    pub(crate) fn of(sample: &Sample) -> Option<Self> {
+        sample.labels.contains_key(LABEL_DEPLOYMENT).then(|| Self { labels: sample.labels.clone() })
+    }
+
+    /// The identity of nobody, to try a pipeline with.
+    pub(crate) fn nobody() -> Self {
+        Self { labels: BTreeMap::new() }
     }
 
     /// Name and value, to be put on every point.
@@ -90,7 +95,7 @@ mod tests {
 
     #[test]
     fn a_reserved_label_is_known_by_what_prometheus_would_make_of_it() {
-        let identity = Identity::of(&sample(1));
+        let identity = Identity::of(&sample(1)).unwrap();
         for key in ["oblv_deployment_name", "oblv.deployment.name", "_ned__name_", "namespace", "instance"] {
             assert!(identity.reserves(key), "{key}");
         }

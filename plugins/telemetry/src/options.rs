@@ -36,6 +36,9 @@ pub struct Options {
     /// Where names are looked up first
     #[arg(long, env = "ENCLAVE_HOSTS_FILE", default_value = "/etc/hosts", value_name = "PATH")]
     pub hosts: PathBuf,
+    /// PEM file of the authorities that an https collector's certificate must come from, instead of the public ones
+    #[arg(long, env = "ENCLAVE_EXPORTER_CA_FILE", value_name = "PATH")]
+    pub ca_file: Option<PathBuf>,
     /// Form of the log records on standard error
     #[arg(long, env = "ENCLAVE_LOG_FORMAT", default_value = "json", value_name = "FORMAT")]
     pub log_format: LogFormat,

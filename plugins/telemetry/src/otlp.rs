@@ -271,7 +271,7 @@ mod tests {
                 }),
             ),
         ]);
-        identify(&mut export, &Identity::of(&sample(1)));
+        identify(&mut export, &Identity::of(&sample(1)).unwrap());
         assert_eq!(count(&export), 5);
         for metric in metrics_mut(&mut export) {
             for attributes in attributes_mut(metric) {
@@ -296,7 +296,7 @@ mod tests {
     #[test]
     fn an_apps_resource_keeps_its_service_name_and_nothing_else_that_is_ours() {
         let mut export = app_export(vec![]);
-        identify(&mut export, &Identity::of(&sample(1)));
+        identify(&mut export, &Identity::of(&sample(1)).unwrap());
         expect_test::expect![[r"
             resource exported_ned.name=x,exported_service.instance.id=me,instance=i-1,namespace=default,ned_name=hello,oblv_deployment_name=hello,service.instance.id=i-1,service.name=app,service.namespace=default
             scope @
@@ -307,7 +307,7 @@ mod tests {
     #[test]
     fn an_app_cannot_send_the_headline_metric() {
         let mut export = app_export(vec![metric("nitro.enclave.cpu_usage", Data::Gauge(Gauge::default()))]);
-        identify(&mut export, &Identity::of(&sample(1)));
+        identify(&mut export, &Identity::of(&sample(1)).unwrap());
         assert_eq!(metrics(&export).next().unwrap().name, "exported_nitro.enclave.cpu_usage");
     }
 }

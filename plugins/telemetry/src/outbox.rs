@@ -35,6 +35,18 @@ pub(crate) struct Batch {
     pub(crate) body: Bytes,
     /// How many data points are in it.
     pub(crate) points: u64,
+    /// How often it was tried.
+    pub(crate) attempts: u32,
+    origin: Origin,
+}
+
+/// Whose line a batch stands in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Origin {
+    /// Supervisor's and our own numbers.
+    Own,
+    /// A plugin's.
+    App,
 }
 
 impl Batch {
@@ -43,7 +55,7 @@ impl Batch {
         let mut gzip = GzEncoder::new(Vec::new(), Compression::fast());
         let body = gzip.write_all(&export.encode_to_vec()).and_then(|()| gzip.finish());
         let body = body.expect("invariant: writing into a Vec cannot fail");
-        Self { body: body.into(), points: otlp::count(export) }
+        Self { body: body.into(), points: otlp::count(export), attempts: 0, origin: Origin::Own }
     }
 }
 
@@ -75,6 +87,11 @@ impl Line {
     fn push(&mut self, batch: Batch) {
         self.bytes += batch.body.len();
         self.batches.push_back(batch);
+    }
+
+    fn push_front(&mut self, batch: Batch) {
+        self.bytes += batch.body.len();
+        self.batches.push_front(batch);
     }
 
     fn pop(&mut self) -> Option<Batch> {
@@ -124,7 +141,7 @@ impl Outbox {
         if lines.closed || !lines.apps.has_room(batch.body.len(), APP_BATCHES_MAX, APP_BYTES_MAX) {
             return Err(Full);
         }
-        lines.apps.push(batch);
+        lines.apps.push(Batch { origin: Origin::App, ..batch });
         drop(lines);
         self.changed.notify_one();
         Ok(())
@@ -145,6 +162,22 @@ impl Outbox {
                 }
             }
             self.changed.notified().await;
+        }
+    }
+
+    /// Takes back a batch that failed, to the front of its line. Between two attempts at a plugin's batch our own go
+    /// out, so that one which the collector cannot digest holds up nothing but itself.
+    pub(crate) fn put_back(&self, batch: Batch) {
+        let mut lines = self.lines();
+        lines.in_flight = 0;
+        match batch.origin {
+            // One more than the bound, for the one that the sender held.
+            Origin::App => lines.apps.push_front(batch),
+            Origin::Own if lines.own.has_room(batch.body.len(), OWN_BATCHES_MAX, OWN_BYTES_MAX) => {
+                lines.own.push_front(batch);
+            }
+            // It is the oldest.
+            Origin::Own => self.ledger.dropped(Dropped::QueueFull, batch.points),
         }
     }
 
@@ -198,7 +231,7 @@ mod tests {
     use super::*;
 
     fn batch(byte: u8, len: usize) -> Batch {
-        Batch { body: vec![byte; len].into(), points: 1 }
+        Batch { body: vec![byte; len].into(), points: 1, attempts: 0, origin: Origin::Own }
     }
 
     fn outbox() -> Outbox {
@@ -240,6 +273,25 @@ mod tests {
         assert_eq!(outbox.ledger.dropped_total(), 0);
         assert_eq!(outbox.next().await.unwrap().body[0], 1, "our own go first");
         assert_eq!(outbox.next().await.unwrap().body[0], 2);
+    }
+
+    #[tokio::test]
+    async fn a_batch_that_failed_goes_to_the_front_of_its_own_line() {
+        let outbox = outbox();
+        outbox.offer(batch(1, 10)).unwrap();
+        outbox.offer(batch(2, 10)).unwrap();
+        let failed = outbox.next().await.unwrap();
+        outbox.push(batch(3, 10));
+        outbox.put_back(failed);
+        let mut order = Vec::new();
+        for _ in 0..3 {
+            order.push(outbox.next().await.unwrap().body[0]);
+        }
+        assert_eq!(order, [3, 1, 2]);
+        let held = batch(4, 10);
+        (0..OWN_BATCHES_MAX).for_each(|_| outbox.push(batch(5, 10)));
+        outbox.put_back(held);
+        assert_eq!((outbox.depth().0, outbox.ledger.dropped_total()), (OWN_BATCHES_MAX, 1));
     }
 
     #[tokio::test]

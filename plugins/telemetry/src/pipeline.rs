@@ -220,7 +220,7 @@ mod tests {
     };
 
     async fn exported(families: Vec<Family>) -> (Export, u64) {
-        Pipeline::new(Identity::of(&sample(1))).unwrap().export(families).await.unwrap()
+        Pipeline::new(Identity::of(&sample(1)).unwrap()).unwrap().export(families).await.unwrap()
     }
 
     #[tokio::test]
@@ -250,7 +250,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_family_that_is_gone_is_not_observed_again() {
-        let mut pipeline = Pipeline::new(Identity::of(&sample(1))).unwrap();
+        let mut pipeline = Pipeline::new(Identity::of(&sample(1)).unwrap()).unwrap();
         let (first, _) = pipeline.export(sample(1).families).await.unwrap();
         assert!(otlp::show(&first).contains(CPU_USAGE));
         let (second, _) = pipeline.export(vec![]).await.unwrap();

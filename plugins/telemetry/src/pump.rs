@@ -71,10 +71,7 @@ impl Pump {
                 fetched = self.source.fetch() => fetched,
             };
             let wait = match fetched {
-                Ok(sample) => {
-                    self.take(sample);
-                    self.interval
-                }
+                Ok(sample) => self.take(sample),
                 Err(error) => self.missed(&chain(&error)),
             };
             // While the supervisor is away our own numbers still go out, at the usual pace.
@@ -90,20 +87,24 @@ impl Pump {
         self.finish().await;
     }
 
-    fn take(&mut self, sample: Sample) {
+    /// Keeps a sample if it is new; returns how long to wait for the next one.
+    fn take(&mut self, sample: Sample) -> Duration {
+        let Some(identity) = Identity::of(&sample) else {
+            return self.missed("the sample does not say whose it is");
+        };
         if std::mem::take(&mut self.failures) > 0 {
             tracing::info!("the supervisor answers again");
         }
         // The same reading once more does not make it younger.
         if self.latest.as_ref().is_some_and(|latest| latest.sample.time == sample.time) {
-            return;
+            return self.interval;
         }
-        let identity = Identity::of(&sample);
         if self.identity.borrow().as_ref() != Some(&identity) {
             self.identity.send_replace(Some(identity));
         }
         self.ledger.sampled();
         self.latest = Some(Latest { sample, seen: Instant::now() });
+        self.interval
     }
 
     /// Counts a failure; returns how long to wait.

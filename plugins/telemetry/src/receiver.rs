@@ -236,7 +236,7 @@ mod tests {
     async fn rig(with_exporter: bool) -> Rig {
         let ledger = Arc::new(Ledger::new());
         let outbox = Arc::new(Outbox::new(Arc::clone(&ledger)));
-        let (identity, told) = watch::channel(Some(Identity::of(&sample(1))));
+        let (identity, told) = watch::channel(Identity::of(&sample(1)));
         let given = with_exporter.then(|| Arc::clone(&outbox));
         let receiver = Receiver::new(given, Arc::clone(&ledger), told, Duration::from_secs(30));
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -319,7 +319,7 @@ mod tests {
     async fn a_full_queue_is_429_with_retry_after() {
         let mut rig = rig(true).await;
         for _ in 0..APP_BATCHES_MAX {
-            rig.outbox.offer(Batch { body: Bytes::from_static(b"x"), points: 1 }).unwrap();
+            rig.outbox.offer(Batch::new(&gauge_export("g", 1.0))).unwrap();
         }
         let (status, text) = rig.post(&[PROTOBUF], gauge_export("g", 1.0).encode_to_vec()).await;
         assert_eq!((status, text.ends_with("(retry)")), (429, true));

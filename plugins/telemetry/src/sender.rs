@@ -7,7 +7,7 @@ use http_body_util::Full;
 use hyper::{Request, StatusCode, header};
 use opentelemetry_proto::tonic::collector::metrics::v1::ExportMetricsServiceResponse;
 use prost::Message as _;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 use crate::{
     clock,
@@ -24,6 +24,8 @@ const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(10);
 const RESPONSE_BYTES_MAX: usize = 4 << 20;
 /// Pause between attempts while flushing: the whole flush takes a few seconds at most.
 const FLUSH_PAUSE: Duration = Duration::from_millis(200);
+/// Shortest time between two log records.
+const LOG_PAUSE: Duration = Duration::from_secs(10);
 /// Longest part of the collector's own words that is logged.
 const MESSAGE_CHARS_MAX: usize = 200;
 
@@ -53,6 +55,7 @@ pub(crate) struct Sender {
     failures: u32,
     /// What was logged last, so that only changes are.
     logged: Option<String>,
+    logged_at: Option<Instant>,
 }
 
 /// How an attempt ended.
@@ -69,38 +72,40 @@ enum Outcome {
 impl Sender {
     /// A sender that has not connected yet.
     pub(crate) fn new(endpoint: Endpoint, outbox: Arc<Outbox>, ledger: Arc<Ledger>, pace: Pace) -> Self {
-        Self { endpoint, outbox, ledger, pace, link: None, failures: 0, logged: None }
+        Self { endpoint, outbox, ledger, pace, link: None, failures: 0, logged: None, logged_at: None }
     }
 
     /// Runs until the outbox is closed and empty.
     pub(crate) async fn run(mut self) {
         while let Some(batch) = self.outbox.next().await {
-            self.deliver(&batch).await;
+            self.deliver(batch).await;
         }
     }
 
-    async fn deliver(&mut self, batch: &Batch) {
-        for attempt in 1..=retry::ATTEMPTS_MAX {
-            match self.attempt(batch).await {
-                Outcome::Accepted { rejected, message } => return self.accepted(batch, rejected, &message),
-                Outcome::Refused { why } => {
-                    self.failures = 0;
-                    self.ledger.dropped(Dropped::Refused, batch.points);
-                    return self.report(why, "the collector refused metrics, they are dropped");
-                }
-                Outcome::Retry { why, after } => {
-                    self.failures = self.failures.saturating_add(1);
-                    self.report(why, "the collector does not take metrics, retrying");
-                    let wait = after.unwrap_or_else(|| (self.pace.backoff)(self.failures, retry::chance()));
-                    // After the last attempt too: the pause is owed to the collector, not to the batch.
-                    self.pause(wait).await;
-                    if attempt < retry::ATTEMPTS_MAX {
-                        self.ledger.retried(batch.points);
-                    }
+    /// Tries once; a batch that may be tried again goes back into the outbox.
+    async fn deliver(&mut self, mut batch: Batch) {
+        batch.attempts += 1;
+        match self.attempt(&batch).await {
+            Outcome::Accepted { rejected, message } => self.accepted(&batch, rejected, &message),
+            Outcome::Refused { why } => {
+                self.failures = 0;
+                self.ledger.dropped(Dropped::Refused, batch.points);
+                self.report(why, "the collector refused metrics, they are dropped");
+            }
+            Outcome::Retry { why, after } => {
+                self.failures = self.failures.saturating_add(1);
+                self.report(why, "the collector does not take metrics, retrying");
+                // After the last attempt too: the pause is owed to the collector, not to the batch.
+                self.pause(after.unwrap_or_else(|| (self.pace.backoff)(self.failures, retry::chance())))
+                    .await;
+                if batch.attempts < retry::ATTEMPTS_MAX {
+                    self.ledger.retried(batch.points);
+                    self.outbox.put_back(batch);
+                } else {
+                    self.ledger.dropped(Dropped::RetriesExhausted, batch.points);
                 }
             }
         }
-        self.ledger.dropped(Dropped::RetriesExhausted, batch.points);
     }
 
     /// Waits; a flush does not wait as long.
@@ -119,19 +124,28 @@ impl Sender {
             self.ledger.dropped(Dropped::Rejected, rejected);
             return self.report(format!("partial success: {message}"), "the collector rejected data points");
         }
-        if self.logged.take().is_some() {
+        if self.logged.is_some() && self.may_log() {
+            self.logged = None;
             tracing::info!(collector = self.endpoint.authority, "the collector takes metrics again");
         }
     }
 
-    /// Logs a state once, until it changes. The collector chooses the words, so they are cut; how often they change is
-    /// bounded by one batch per interval and the pauses.
+    /// Logs a state once, until it changes.
     fn report(&mut self, why: String, what: &str) {
         self.ledger.failed(why.clone());
-        if self.logged.as_ref() != Some(&why) {
+        if self.logged.as_ref() != Some(&why) && self.may_log() {
             tracing::warn!(collector = self.endpoint.authority, why, "{what}");
             self.logged = Some(why);
         }
+    }
+
+    /// Whether the last record is long enough ago. A collector, or a plugin's odd batch, may change states each time.
+    fn may_log(&mut self) -> bool {
+        let may = self.logged_at.is_none_or(|at| at.elapsed() >= LOG_PAUSE);
+        if may {
+            self.logged_at = Some(Instant::now());
+        }
+        may
     }
 
     async fn attempt(&mut self, batch: &Batch) -> Outcome {
@@ -236,7 +250,7 @@ mod tests {
     fn rig(url: &str, pace: Pace) -> Rig {
         let ledger = Arc::new(Ledger::new());
         let outbox = Arc::new(Outbox::new(Arc::clone(&ledger)));
-        let endpoint = Endpoint::parse(url, PathBuf::from("/etc/hosts")).unwrap();
+        let endpoint = Endpoint::parse(url, PathBuf::from("/etc/hosts"), None).unwrap();
         let sender = Sender::new(endpoint, Arc::clone(&outbox), Arc::clone(&ledger), pace);
         let mut tasks = JoinSet::new();
         tasks.spawn(sender.run());
@@ -328,6 +342,20 @@ mod tests {
         rig.push(1.0);
         collector.next().await;
         assert_eq!(rig.finish().await, "sent=1 retried=1");
+    }
+
+    #[tokio::test]
+    async fn a_plugins_batch_that_the_collector_cannot_digest_does_not_hold_up_our_own() {
+        let mut collector = Collector::start().await;
+        collector.answer_once(Answer::status(504));
+        let rig = rig(&collector.url(), QUICK);
+        rig.outbox.offer(Batch::new(&gauge_export("app", 1.0))).unwrap();
+        assert_eq!(collector.next().await.export, gauge_export("app", 1.0));
+        // Queued while the plugin's batch fails, sent before its second attempt.
+        rig.push(1.0);
+        assert_eq!(collector.next().await.export, gauge_export("g", 1.0));
+        assert_eq!(collector.next().await.export, gauge_export("app", 1.0));
+        assert_eq!(rig.finish().await, "sent=2 retried=1");
     }
 
     #[tokio::test]

@@ -14,8 +14,10 @@ use crate::{
     Options,
     config::Config,
     endpoint::{Endpoint, UrlError},
+    identity::Identity,
     ledger::{Dropped, Ledger},
     outbox::Outbox,
+    pipeline::Pipeline,
     pump::{Pump, STALE_INTERVALS},
     receiver::Receiver,
     sender::{Pace, Sender, chain},
@@ -31,6 +33,9 @@ pub enum ServeError {
     /// `EXPORTER_URL` is wrong.
     #[error("bad arguments")]
     Url(#[from] UrlError),
+    /// The SDK refuses its environment, such as `OTEL_EXPORTER_OTLP_COMPRESSION`.
+    #[error("bad OTEL_EXPORTER_OTLP_… variable")]
+    Sdk(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// `HOST_PORT` cannot be listened on.
     #[error("listening on 127.0.0.1:{port} (HOST_PORT)")]
     Listen {
@@ -48,7 +53,7 @@ impl ServeError {
     /// 2 for what the arguments say, 1 for the machine.
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::Url(_) | Self::Listen { .. } => 2,
+            Self::Url(_) | Self::Sdk(_) | Self::Listen { .. } => 2,
             Self::Start(_) => 1,
         }
     }
@@ -63,13 +68,16 @@ impl ServeError {
 pub fn serve(options: &Options) -> Result<(), ServeError> {
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(ServeError::Start)?;
-    runtime.block_on(async {
+    let result = runtime.block_on(async {
         let terminate = signal(SignalKind::terminate()).map_err(ServeError::Start)?;
         let interrupt = signal(SignalKind::interrupt()).map_err(ServeError::Start)?;
         let service = Service::new(options).await?;
         service.run(either(terminate, interrupt)).await;
         Ok(())
-    })
+    });
+    // A name lookup that hangs in the C library must not hold up the exit.
+    runtime.shutdown_background();
+    result
 }
 
 async fn either(mut terminate: Signal, mut interrupt: Signal) {
@@ -94,8 +102,11 @@ impl Service {
     pub(crate) async fn new(options: &Options) -> Result<Self, ServeError> {
         let ledger = Arc::new(Ledger::new());
         configure(options, &ledger);
+        // Tried before the first sample, so that it fails at the start or never.
+        Pipeline::new(Identity::nobody()).map_err(|error| ServeError::Sdk(error.into()))?;
         let url = options.exporter_url.as_deref().map(str::trim).filter(|url| !url.is_empty());
-        let endpoint = url.map(|url| Endpoint::parse(url, options.hosts.clone())).transpose()?;
+        let trust = options.ca_file.as_deref();
+        let endpoint = url.map(|url| Endpoint::parse(url, options.hosts.clone(), trust)).transpose()?;
         if endpoint.is_none() {
             tracing::error!("EXPORTER_URL is not set: metrics are counted as dropped, nothing is sent");
         }
@@ -229,6 +240,7 @@ mod tests {
             interval: INTERVAL,
             config: PathBuf::from("/nonexistent/config.yaml"),
             hosts: PathBuf::from("/etc/hosts"),
+            ca_file: None,
             log_format: LogFormat::Text,
         }
     }
