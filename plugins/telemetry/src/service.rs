@@ -95,6 +95,7 @@ pub(crate) struct Service {
     interval: Duration,
     ledger: Arc<Ledger>,
     pace: Pace,
+    flush_timeout: Duration,
 }
 
 impl Service {
@@ -119,12 +120,20 @@ impl Service {
             None => None,
         };
         let source = Source::new(options.socket.clone());
-        Ok(Self { endpoint, listener, source, interval: options.interval, ledger, pace: Pace::default() })
+        Ok(Self {
+            endpoint,
+            listener,
+            source,
+            interval: options.interval,
+            ledger,
+            pace: Pace::default(),
+            flush_timeout: FLUSH_TIMEOUT,
+        })
     }
 
     /// Runs until `stop`, then stops in order.
     pub(crate) async fn run(self, stop: impl Future<Output = ()>) {
-        let Self { endpoint, listener, source, interval, ledger, pace } = self;
+        let Self { endpoint, listener, source, interval, ledger, pace, flush_timeout } = self;
         let (identity, told) = watch::channel(None);
         let (receiver_stop, pump_stop) = (Stop::new(), Stop::new());
         let (mut receiving, mut pumping, mut sending) = (JoinSet::new(), JoinSet::new(), JoinSet::new());
@@ -154,15 +163,15 @@ impl Service {
         pump_stop.tell();
         while pumping.join_next().await.is_some() {}
         if let Some(outbox) = outbox {
-            flush(&outbox, &mut sending, &ledger).await;
+            flush(&outbox, &mut sending, &ledger, flush_timeout).await;
         }
     }
 }
 
 /// Gives the sender its last seconds, then counts what is left.
-async fn flush(outbox: &Outbox, sending: &mut JoinSet<()>, ledger: &Ledger) {
+async fn flush(outbox: &Outbox, sending: &mut JoinSet<()>, ledger: &Ledger, limit: Duration) {
     outbox.close();
-    let emptied = timeout(FLUSH_TIMEOUT, async { while sending.join_next().await.is_some() {} }).await;
+    let emptied = timeout(limit, async { while sending.join_next().await.is_some() {} }).await;
     if emptied.is_err() {
         sending.shutdown().await;
         let lost = outbox.undelivered();
@@ -230,14 +239,16 @@ mod tests {
         otlp,
     };
 
-    const INTERVAL: Duration = Duration::from_millis(20);
+    /// For tests in which time must pass.
+    const SHORT: Duration = Duration::from_millis(20);
 
     fn options(supervisor: &Supervisor, url: Option<String>) -> Options {
         Options {
             socket: supervisor.socket(),
             exporter_url: url,
             host_port: None,
-            interval: INTERVAL,
+            // The first export does not wait for it.
+            interval: Duration::from_mins(1),
             config: PathBuf::from("/nonexistent/config.yaml"),
             hosts: PathBuf::from("/etc/hosts"),
             ca_file: None,
@@ -252,7 +263,10 @@ mod tests {
     }
 
     async fn start(options: &Options) -> Running {
-        let service = Service::new(options).await.unwrap();
+        run(Service::new(options).await.unwrap())
+    }
+
+    fn run(service: Service) -> Running {
         let ledger = Arc::clone(&service.ledger);
         let (stop, stopped) = oneshot::channel();
         let mut tasks = JoinSet::new();
@@ -317,7 +331,8 @@ mod tests {
     async fn stale_samples_are_not_exported_but_our_own_numbers_are() {
         let (supervisor, mut collector) = (Supervisor::start(), Collector::start().await);
         supervisor.show(&sample(1));
-        let running = start(&options(&supervisor, Some(collector.url()))).await;
+        let often = Options { interval: SHORT, ..options(&supervisor, Some(collector.url())) };
+        let running = start(&often).await;
         assert!(otlp::show(&collector.next().await.export).contains(CPU_USAGE));
         // The supervisor still answers, always the same old reading; later it is gone.
         while otlp::show(&collector.next().await.export).contains(CPU_USAGE) {}
@@ -334,7 +349,8 @@ mod tests {
     async fn another_identity_gets_another_resource() {
         let (supervisor, mut collector) = (Supervisor::start(), Collector::start().await);
         supervisor.show(&sample(1));
-        let running = start(&options(&supervisor, Some(collector.url()))).await;
+        let often = Options { interval: SHORT, ..options(&supervisor, Some(collector.url())) };
+        let running = start(&often).await;
         assert!(otlp::show(&collector.next().await.export).contains("service.instance.id=i-1"));
         let mut other = sample(2);
         other.labels.insert("instance".to_owned(), "i-2".to_owned());
@@ -380,12 +396,13 @@ mod tests {
         let (supervisor, mut collector) = (Supervisor::start(), Collector::start().await);
         collector.answer_always(Answer::never());
         supervisor.show(&sample(1));
-        let running = start(&options(&supervisor, Some(collector.url()))).await;
+        let mut service = Service::new(&options(&supervisor, Some(collector.url()))).await.unwrap();
+        service.flush_timeout = Duration::from_millis(50);
+        let running = run(service);
         let ledger = Arc::clone(&running.ledger);
         collector.next().await;
-        let begun = tokio::time::Instant::now();
-        running.stop().await;
-        assert!(begun.elapsed() < FLUSH_TIMEOUT + Duration::from_secs(3));
+        // Ten seconds, if it waited for the attempt instead.
+        timeout(Duration::from_secs(5), running.stop()).await.unwrap();
         let families = ledger.families(0, 0);
         let dropped = families.iter().find(|f| f.name.ends_with("points_dropped_total")).unwrap();
         let shutdown = dropped.points.iter().find(|p| p.labels["reason"] == "shutdown").unwrap();
