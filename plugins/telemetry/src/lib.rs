@@ -1,1 +1,39 @@
-//! Being built.
+//! The telemetry plugin: takes the supervisor's samples from its Unix socket, puts the deployment's identity on
+//! every data point and pushes them as OTLP/HTTP protobuf to a collector; receives OTLP from the plugins beside it.
+//!
+//! ```text
+//! supervisor.sock ─▶ source ─▶ pump ─▶ pipeline (OpenTelemetry SDK) ─▶ outbox ─▶ sender ─▶ EXPORTER_URL/v1/metrics
+//! plugins' OTLP   ─▶ receiver ─▶ relabel ───────────────────────────────┘
+//! ```
+//!
+//! Shutdown order (SIGTERM or SIGINT): 1. the receiver closes, so that nothing new enters; 2. the pump takes one
+//! last sample and exports it; 3. the pump queues the `NO_RECORDED_VALUE` marker; 4. the sender flushes, five
+//! seconds at most; 5. what is left is counted and logged; exit code 0.
+//!
+//! It knows nothing of vsock: the egress path is the enclave's business.
+
+mod clock;
+mod config;
+mod endpoint;
+mod hosts;
+mod identity;
+mod intake;
+mod ledger;
+mod link;
+pub mod logging;
+mod options;
+mod otlp;
+mod outbox;
+mod pipeline;
+mod pump;
+mod receiver;
+mod retry;
+mod sender;
+mod service;
+mod source;
+
+#[cfg(test)]
+mod fake;
+
+pub use options::{LogFormat, Options};
+pub use service::{ServeError, serve};

@@ -1,0 +1,425 @@
+//! The one task that talks to the collector: takes batches from the outbox, delivers or drops them, counts.
+
+use std::{error::Error, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::{Request, StatusCode, header};
+use opentelemetry_proto::tonic::collector::metrics::v1::ExportMetricsServiceResponse;
+use prost::Message as _;
+use tokio::time::{Instant, sleep, timeout};
+
+use crate::{
+    clock,
+    endpoint::Endpoint,
+    ledger::{Dropped, Ledger},
+    link::Link,
+    outbox::{Batch, Outbox},
+    retry::{self, Verdict},
+};
+
+/// Default of the OTLP specification, for connecting, sending and reading the answer together.
+const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(10);
+/// Bound that the OTLP specification recommends for a response.
+const RESPONSE_BYTES_MAX: usize = 4 << 20;
+/// Pause between attempts while flushing: the whole flush takes a few seconds at most.
+const FLUSH_PAUSE: Duration = Duration::from_millis(200);
+/// Shortest time between two log records.
+const LOG_PAUSE: Duration = Duration::from_secs(10);
+/// Longest part of the collector's own words that is logged.
+const MESSAGE_CHARS_MAX: usize = 200;
+
+/// How long an attempt and the pause after it may take.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Pace {
+    /// One attempt.
+    pub(crate) attempt_timeout: Duration,
+    /// The pause after so many failures, for a random number in 0.0–1.0.
+    pub(crate) backoff: fn(u32, f64) -> Duration,
+}
+
+impl Default for Pace {
+    fn default() -> Self {
+        Self { attempt_timeout: ATTEMPT_TIMEOUT, backoff: retry::backoff }
+    }
+}
+
+/// Delivers batches until the outbox is closed and empty.
+pub(crate) struct Sender {
+    endpoint: Endpoint,
+    outbox: Arc<Outbox>,
+    ledger: Arc<Ledger>,
+    pace: Pace,
+    link: Option<Link>,
+    /// Failures in a row, over batches: it is the collector that is down.
+    failures: u32,
+    /// What was logged last, so that only changes are.
+    logged: Option<String>,
+    logged_at: Option<Instant>,
+}
+
+/// How an attempt ended.
+#[derive(Debug, PartialEq, Eq)]
+enum Outcome {
+    /// Delivered, but for so many points.
+    Accepted { rejected: u64, message: String },
+    /// May be tried again, after this time if the collector named one.
+    Retry { why: String, after: Option<Duration> },
+    /// Must not be tried again.
+    Refused { why: String },
+}
+
+impl Sender {
+    /// A sender that has not connected yet.
+    pub(crate) fn new(endpoint: Endpoint, outbox: Arc<Outbox>, ledger: Arc<Ledger>, pace: Pace) -> Self {
+        Self { endpoint, outbox, ledger, pace, link: None, failures: 0, logged: None, logged_at: None }
+    }
+
+    /// Runs until the outbox is closed and empty.
+    pub(crate) async fn run(mut self) {
+        while let Some(batch) = self.outbox.next().await {
+            self.deliver(batch).await;
+        }
+    }
+
+    /// Tries once; a batch that may be tried again goes back into the outbox.
+    async fn deliver(&mut self, mut batch: Batch) {
+        batch.attempts += 1;
+        match self.attempt(&batch).await {
+            Outcome::Accepted { rejected, message } => self.accepted(&batch, rejected, &message),
+            Outcome::Refused { why } => {
+                self.failures = 0;
+                self.ledger.dropped(Dropped::Refused, batch.points);
+                self.report(why, "the collector refused metrics, they are dropped");
+            }
+            Outcome::Retry { why, after } => {
+                self.failures = self.failures.saturating_add(1);
+                self.report(why, "the collector does not take metrics, retrying");
+                // After the last attempt too: the pause is owed to the collector, not to the batch.
+                self.pause(after.unwrap_or_else(|| (self.pace.backoff)(self.failures, retry::chance())))
+                    .await;
+                if batch.attempts < retry::ATTEMPTS_MAX {
+                    self.ledger.retried(batch.points);
+                    self.outbox.put_back(batch);
+                } else {
+                    self.ledger.dropped(Dropped::RetriesExhausted, batch.points);
+                }
+            }
+        }
+    }
+
+    /// Waits; a flush does not wait as long.
+    async fn pause(&self, wait: Duration) {
+        tokio::select! {
+            () = sleep(wait) => {}
+            () = self.outbox.closed() => sleep(wait.min(FLUSH_PAUSE)).await,
+        }
+    }
+
+    fn accepted(&mut self, batch: &Batch, rejected: u64, message: &str) {
+        self.failures = 0;
+        let rejected = rejected.min(batch.points);
+        self.ledger.sent(batch.points - rejected);
+        if rejected > 0 || !message.is_empty() {
+            self.ledger.dropped(Dropped::Rejected, rejected);
+            return self.report(format!("partial success: {message}"), "the collector rejected data points");
+        }
+        if self.logged.is_some() && self.may_log() {
+            self.logged = None;
+            tracing::info!(collector = self.endpoint.authority, "the collector takes metrics again");
+        }
+    }
+
+    /// Logs a state once, until it changes.
+    fn report(&mut self, why: String, what: &str) {
+        self.ledger.failed(why.clone());
+        if self.logged.as_ref() != Some(&why) && self.may_log() {
+            tracing::warn!(collector = self.endpoint.authority, why, "{what}");
+            self.logged = Some(why);
+        }
+    }
+
+    /// Whether the last record is long enough ago. A collector, or a plugin's odd batch, may change states each time.
+    fn may_log(&mut self) -> bool {
+        let may = self.logged_at.is_none_or(|at| at.elapsed() >= LOG_PAUSE);
+        if may {
+            self.logged_at = Some(Instant::now());
+        }
+        may
+    }
+
+    async fn attempt(&mut self, batch: &Batch) -> Outcome {
+        let limit = self.pace.attempt_timeout;
+        match timeout(limit, self.exchange(batch)).await {
+            Ok(outcome) => outcome,
+            Err(_) => Outcome::Retry { why: format!("no answer within {limit:?}"), after: None },
+        }
+    }
+
+    async fn exchange(&mut self, batch: &Batch) -> Outcome {
+        // Taken out, so that a cancelled or failed exchange drops the link.
+        let mut link = match self.link.take().filter(Link::is_open) {
+            Some(link) => link,
+            None => match self.endpoint.dial().await {
+                Ok(link) => link,
+                Err(error) => return Outcome::Retry { why: chain(&error), after: None },
+            },
+        };
+        let (head, body) = match link.ask(self.request(batch), RESPONSE_BYTES_MAX).await {
+            Ok(answer) => answer,
+            Err(error) => return Outcome::Retry { why: chain(&error), after: None },
+        };
+        if body.is_ok() {
+            self.link = Some(link);
+        }
+        match retry::verdict(head.status) {
+            Verdict::Accepted => accepted(head.headers.get(header::CONTENT_TYPE), &body.unwrap_or_default()),
+            Verdict::Refused => Outcome::Refused { why: refusal(head.status) },
+            Verdict::Retry => {
+                let named = head.headers.get(header::RETRY_AFTER).and_then(|value| value.to_str().ok());
+                let after = named.and_then(|value| retry::retry_after(value, clock::now()));
+                Outcome::Retry { why: format!("status {}", head.status), after }
+            }
+        }
+    }
+
+    fn request(&self, batch: &Batch) -> Request<Full<Bytes>> {
+        Request::post(self.endpoint.path.as_str())
+            .header(header::HOST, self.endpoint.authority.as_str())
+            .header(header::CONTENT_TYPE, "application/x-protobuf")
+            .header(header::CONTENT_ENCODING, "gzip")
+            .header(header::USER_AGENT, concat!("enclave-telemetry/", env!("CARGO_PKG_VERSION")))
+            .body(Full::new(batch.body.clone()))
+            .expect("invariant: path and authority come from a parsed URI")
+    }
+}
+
+/// Reads the body of a success. One that is not OTLP's is no reason to send again.
+fn accepted(content_type: Option<&header::HeaderValue>, body: &[u8]) -> Outcome {
+    let is_json = content_type.is_some_and(|value| value.as_bytes().starts_with(b"application/json"));
+    let response = if is_json { None } else { ExportMetricsServiceResponse::decode(body).ok() };
+    let partial = response.and_then(|response| response.partial_success).unwrap_or_default();
+    Outcome::Accepted {
+        rejected: u64::try_from(partial.rejected_data_points).unwrap_or(0),
+        message: partial.error_message.chars().take(MESSAGE_CHARS_MAX).collect(),
+    }
+}
+
+fn refusal(status: StatusCode) -> String {
+    if status.is_redirection() {
+        // The new place is outside the manifest's list of destinations until that says otherwise.
+        return format!("status {status}: a redirect, which is never followed");
+    }
+    format!("status {status}")
+}
+
+/// An error with its sources, on one line.
+pub(crate) fn chain(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        source = error.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use opentelemetry_proto::tonic::collector::metrics::v1::ExportMetricsPartialSuccess;
+    use tokio::task::JoinSet;
+
+    use super::*;
+    use crate::{
+        fake::{Answer, Collector, gauge_export},
+        outbox::OWN_BATCHES_MAX,
+    };
+
+    const QUICK: Pace =
+        Pace { attempt_timeout: Duration::from_secs(5), backoff: |_, _| Duration::from_millis(1) };
+
+    struct Rig {
+        outbox: Arc<Outbox>,
+        ledger: Arc<Ledger>,
+        tasks: JoinSet<()>,
+    }
+
+    fn rig(url: &str, pace: Pace) -> Rig {
+        let ledger = Arc::new(Ledger::new());
+        let outbox = Arc::new(Outbox::new(Arc::clone(&ledger)));
+        let endpoint = Endpoint::parse(url, PathBuf::from("/etc/hosts"), None).unwrap();
+        let sender = Sender::new(endpoint, Arc::clone(&outbox), Arc::clone(&ledger), pace);
+        let mut tasks = JoinSet::new();
+        tasks.spawn(sender.run());
+        Rig { outbox, ledger, tasks }
+    }
+
+    impl Rig {
+        fn push(&self, value: f64) {
+            self.outbox.push(Batch::new(&gauge_export("g", value)));
+        }
+
+        async fn finish(mut self) -> String {
+            self.outbox.close();
+            self.tasks.join_next().await.unwrap().unwrap();
+            let families = self.ledger.families(0, 0);
+            let counted = families
+                .iter()
+                .filter(|f| f.name.contains("points_"))
+                .flat_map(|f| f.points.iter().map(move |p| (f, p)))
+                .filter(|(_, p)| p.value > 0.0)
+                .map(|(f, p)| {
+                    let name =
+                        f.name.trim_start_matches("enclave_telemetry_points_").trim_end_matches("_total");
+                    let reason =
+                        p.labels.get("reason").map(|reason| format!(".{reason}")).unwrap_or_default();
+                    format!("{name}{reason}={}", p.value)
+                });
+            counted.collect::<Vec<_>>().join(" ")
+        }
+    }
+
+    #[tokio::test]
+    async fn batches_are_posted_as_gzip_protobuf_over_one_connection() {
+        let mut collector = Collector::start().await;
+        let rig = rig(&format!("{}/base/", collector.url()), QUICK);
+        for n in 0..3 {
+            rig.push(f64::from(n));
+            let request = collector.next().await;
+            assert_eq!(request.path, "/base/v1/metrics");
+            assert_eq!(request.headers["content-type"], "application/x-protobuf");
+            assert_eq!(request.headers["content-encoding"], "gzip");
+            assert!(request.headers["user-agent"].to_str().unwrap().starts_with("enclave-telemetry/"));
+            assert_eq!(request.export, gauge_export("g", f64::from(n)));
+        }
+        assert_eq!(collector.connections(), 1);
+        assert_eq!(rig.finish().await, "sent=3");
+    }
+
+    #[tokio::test]
+    async fn transient_statuses_are_retried_and_all_others_dropped() {
+        for code in [400, 401, 403, 404, 408, 413, 500, 501, 505, 301, 302, 307, 308] {
+            let mut collector = Collector::start().await;
+            collector.answer_once(Answer::status(code));
+            let rig = rig(&collector.url(), QUICK);
+            rig.push(1.0);
+            rig.push(2.0);
+            assert_eq!(collector.next().await.export, gauge_export("g", 1.0), "{code}");
+            assert_eq!(collector.next().await.export, gauge_export("g", 2.0), "{code}");
+            assert_eq!(rig.finish().await, "sent=1 dropped.refused=1", "{code}");
+        }
+        for code in [429, 502, 503, 504] {
+            let mut collector = Collector::start().await;
+            collector.answer_once(Answer::status(code));
+            let rig = rig(&collector.url(), QUICK);
+            rig.push(1.0);
+            assert_eq!(collector.next().await.export, gauge_export("g", 1.0), "{code}");
+            assert_eq!(collector.next().await.export, gauge_export("g", 1.0), "{code}");
+            assert_eq!(rig.finish().await, "sent=1 retried=1", "{code}");
+        }
+    }
+
+    #[tokio::test]
+    async fn retry_after_is_honoured_over_our_own_pause() {
+        let mut collector = Collector::start().await;
+        collector.answer_once(Answer::status(503).header("retry-after", "0"));
+        let never = Pace { backoff: |_, _| Duration::from_hours(1), ..QUICK };
+        let rig = rig(&collector.url(), never);
+        rig.push(1.0);
+        collector.next().await;
+        collector.next().await;
+        assert_eq!(rig.finish().await, "sent=1 retried=1");
+    }
+
+    #[tokio::test]
+    async fn a_retry_after_of_an_hour_does_not_hold_up_the_last_flush() {
+        let mut collector = Collector::start().await;
+        collector.answer_once(Answer::status(429).header("retry-after", "3600"));
+        let rig = rig(&collector.url(), QUICK);
+        rig.push(1.0);
+        collector.next().await;
+        assert_eq!(rig.finish().await, "sent=1 retried=1");
+    }
+
+    #[tokio::test]
+    async fn a_plugins_batch_that_the_collector_cannot_digest_does_not_hold_up_our_own() {
+        let mut collector = Collector::start().await;
+        collector.answer_once(Answer::status(504));
+        let rig = rig(&collector.url(), QUICK);
+        rig.outbox.offer(Batch::new(&gauge_export("app", 1.0))).unwrap();
+        assert_eq!(collector.next().await.export, gauge_export("app", 1.0));
+        // Queued while the plugin's batch fails, sent before its second attempt.
+        rig.push(1.0);
+        assert_eq!(collector.next().await.export, gauge_export("g", 1.0));
+        assert_eq!(collector.next().await.export, gauge_export("app", 1.0));
+        assert_eq!(rig.finish().await, "sent=2 retried=1");
+    }
+
+    #[tokio::test]
+    async fn a_partial_success_is_not_retried_and_its_rejected_points_are_counted() {
+        let mut collector = Collector::start().await;
+        let partial =
+            ExportMetricsPartialSuccess { rejected_data_points: 1, error_message: "bad name".to_owned() };
+        let body = ExportMetricsServiceResponse { partial_success: Some(partial) }.encode_to_vec();
+        collector.answer_once(Answer::status(200).body(body));
+        let rig = rig(&collector.url(), QUICK);
+        rig.push(1.0);
+        rig.push(2.0);
+        collector.next().await;
+        assert_eq!(collector.next().await.export, gauge_export("g", 2.0));
+        assert_eq!(rig.finish().await, "sent=1 dropped.rejected=1");
+    }
+
+    #[tokio::test]
+    async fn an_answer_that_is_too_long_is_not_a_reason_to_send_again() {
+        let mut collector = Collector::start().await;
+        collector.answer_once(Answer::status(200).body(vec![0; RESPONSE_BYTES_MAX + 1]));
+        let rig = rig(&collector.url(), QUICK);
+        rig.push(1.0);
+        rig.push(2.0);
+        collector.next().await;
+        assert_eq!(collector.next().await.export, gauge_export("g", 2.0));
+        assert_eq!(rig.finish().await, "sent=2");
+    }
+
+    #[tokio::test]
+    async fn a_collector_that_never_answers_costs_bounded_memory_and_what_is_lost_is_counted() {
+        let collector = Collector::start().await;
+        collector.answer_always(Answer::never());
+        let pace = Pace { attempt_timeout: Duration::from_millis(5), ..QUICK };
+        let rig = rig(&collector.url(), pace);
+        for n in 0..1000 {
+            rig.push(f64::from(n));
+            let (batches, bytes) = rig.outbox.depth();
+            assert!(batches <= OWN_BATCHES_MAX && bytes <= OWN_BATCHES_MAX * 1000);
+        }
+        let lost_to_the_queue = rig.ledger.dropped_total();
+        assert!(lost_to_the_queue >= 1000 - OWN_BATCHES_MAX as u64 - 1);
+        assert_eq!(rig.outbox.undelivered() + rig.ledger.dropped_total(), 1000);
+        // Ten attempts of a few milliseconds each, then the batch in hand is given up as well.
+        while rig.ledger.dropped_total() == lost_to_the_queue {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(rig.outbox.undelivered() + rig.ledger.dropped_total(), 1000);
+    }
+
+    #[tokio::test]
+    async fn a_collector_that_was_down_gets_the_batch_when_it_is_back() {
+        let mut collector = Collector::start().await;
+        let address = collector.address();
+        collector.stop().await;
+        let rig = rig(&format!("http://{address}"), QUICK);
+        // So many attempts fail within milliseconds that the batch may be given up; the newest one arrives.
+        rig.push(1.0);
+        while rig.ledger.last_result().is_none() {
+            tokio::task::yield_now().await;
+        }
+        collector.listen(address).await;
+        rig.push(2.0);
+        while collector.next().await.export != gauge_export("g", 2.0) {}
+        assert!(rig.finish().await.contains("sent="));
+    }
+}

@@ -1,0 +1,425 @@
+//! Wiring: options become tasks; tasks are joined in the order that the library's header names.
+
+use std::{future::Future, io, net::Ipv4Addr, sync::Arc, time::Duration};
+
+use tokio::{
+    net::TcpListener,
+    signal::unix::{Signal, SignalKind, signal},
+    sync::watch,
+    task::JoinSet,
+    time::timeout,
+};
+
+use crate::{
+    Options,
+    config::Config,
+    endpoint::{Endpoint, UrlError},
+    identity::Identity,
+    ledger::{Dropped, Ledger},
+    outbox::Outbox,
+    pipeline::Pipeline,
+    pump::{Pump, STALE_INTERVALS},
+    receiver::Receiver,
+    sender::{Pace, Sender, chain},
+    source::Source,
+};
+
+/// How long the last flush may take.
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Why the plugin cannot run.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// `EXPORTER_URL` is wrong.
+    #[error("bad arguments")]
+    Url(#[from] UrlError),
+    /// The SDK refuses its environment, such as `OTEL_EXPORTER_OTLP_COMPRESSION`.
+    #[error("bad OTEL_EXPORTER_OTLP_… variable")]
+    Sdk(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// `HOST_PORT` cannot be listened on.
+    #[error("listening on 127.0.0.1:{port} (HOST_PORT)")]
+    Listen {
+        /// The port.
+        port: u16,
+        /// Why not.
+        source: io::Error,
+    },
+    /// The runtime or a signal handler cannot be made.
+    #[error("starting")]
+    Start(#[source] io::Error),
+}
+
+impl ServeError {
+    /// 2 for what the arguments say, 1 for the machine.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Url(_) | Self::Sdk(_) | Self::Listen { .. } => 2,
+            Self::Start(_) => 1,
+        }
+    }
+
+    /// The error with its sources, on one line.
+    pub fn chain(&self) -> String {
+        chain(self)
+    }
+}
+
+/// Runs until SIGTERM or SIGINT.
+pub fn serve(options: &Options) -> Result<(), ServeError> {
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(ServeError::Start)?;
+    let result = runtime.block_on(async {
+        let terminate = signal(SignalKind::terminate()).map_err(ServeError::Start)?;
+        let interrupt = signal(SignalKind::interrupt()).map_err(ServeError::Start)?;
+        let service = Service::new(options).await?;
+        service.run(either(terminate, interrupt)).await;
+        Ok(())
+    });
+    // A name lookup that hangs in the C library must not hold up the exit.
+    runtime.shutdown_background();
+    result
+}
+
+async fn either(mut terminate: Signal, mut interrupt: Signal) {
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+}
+
+/// Everything checked and bound, nothing running yet.
+pub(crate) struct Service {
+    endpoint: Option<Endpoint>,
+    listener: Option<TcpListener>,
+    source: Source,
+    interval: Duration,
+    ledger: Arc<Ledger>,
+    pace: Pace,
+    flush_timeout: Duration,
+}
+
+impl Service {
+    /// Checks the options, reads the configuration and binds the port.
+    pub(crate) async fn new(options: &Options) -> Result<Self, ServeError> {
+        let ledger = Arc::new(Ledger::new());
+        configure(options, &ledger);
+        // Tried before the first sample, so that it fails at the start or never.
+        Pipeline::new(Identity::nobody()).map_err(|error| ServeError::Sdk(error.into()))?;
+        let url = options.exporter_url.as_deref().map(str::trim).filter(|url| !url.is_empty());
+        let trust = options.ca_file.as_deref();
+        let endpoint = url.map(|url| Endpoint::parse(url, options.hosts.clone(), trust)).transpose()?;
+        if endpoint.is_none() {
+            tracing::error!("EXPORTER_URL is not set: metrics are counted as dropped, nothing is sent");
+        }
+        let listener = match options.host_port {
+            Some(port) => Some(
+                TcpListener::bind((Ipv4Addr::LOCALHOST, port))
+                    .await
+                    .map_err(|source| ServeError::Listen { port, source })?,
+            ),
+            None => None,
+        };
+        let source = Source::new(options.socket.clone());
+        Ok(Self {
+            endpoint,
+            listener,
+            source,
+            interval: options.interval,
+            ledger,
+            pace: Pace::default(),
+            flush_timeout: FLUSH_TIMEOUT,
+        })
+    }
+
+    /// Runs until `stop`, then stops in order.
+    pub(crate) async fn run(self, stop: impl Future<Output = ()>) {
+        let Self { endpoint, listener, source, interval, ledger, pace, flush_timeout } = self;
+        let (identity, told) = watch::channel(None);
+        let (receiver_stop, pump_stop) = (Stop::new(), Stop::new());
+        let (mut receiving, mut pumping, mut sending) = (JoinSet::new(), JoinSet::new(), JoinSet::new());
+        let outbox = endpoint.map(|endpoint| {
+            let outbox = Arc::new(Outbox::new(Arc::clone(&ledger)));
+            tracing::info!(collector = endpoint.authority, interval = ?interval, "sending metrics");
+            sending.spawn(Sender::new(endpoint, Arc::clone(&outbox), Arc::clone(&ledger), pace).run());
+            outbox
+        });
+        if let Some(listener) = listener {
+            let receiver =
+                Receiver::new(outbox.clone(), Arc::clone(&ledger), told, interval * STALE_INTERVALS);
+            receiving.spawn(receiver.run(listener, receiver_stop.told()));
+        }
+        let pump = Pump::new(source, interval, Arc::clone(&ledger), outbox.clone(), identity);
+        pumping.spawn(pump.run(pump_stop.told()));
+
+        tokio::select! {
+            () = stop => {}
+            // These run until told; an early end is a panic, and the supervisor starts us again.
+            Some(_) = pumping.join_next() => tracing::error!("the pump ended, stopping"),
+            Some(_) = sending.join_next() => tracing::error!("the sender ended, stopping"),
+            Some(_) = receiving.join_next() => tracing::error!("the receiver ended, stopping"),
+        }
+        receiver_stop.tell();
+        while receiving.join_next().await.is_some() {}
+        pump_stop.tell();
+        while pumping.join_next().await.is_some() {}
+        if let Some(outbox) = outbox {
+            flush(&outbox, &mut sending, &ledger, flush_timeout).await;
+        }
+    }
+}
+
+/// Gives the sender its last seconds, then counts what is left.
+async fn flush(outbox: &Outbox, sending: &mut JoinSet<()>, ledger: &Ledger, limit: Duration) {
+    outbox.close();
+    let emptied = timeout(limit, async { while sending.join_next().await.is_some() {} }).await;
+    if emptied.is_err() {
+        sending.shutdown().await;
+        let lost = outbox.undelivered();
+        ledger.dropped(Dropped::Shutdown, lost);
+        tracing::warn!(
+            points = lost,
+            "the collector did not take the last metrics in time, they are dropped"
+        );
+    }
+}
+
+/// Reads the configuration file. Whatever is wrong with it, the headline metrics must flow.
+fn configure(options: &Options, ledger: &Ledger) {
+    let path = options.config.display();
+    match Config::load(&options.config) {
+        Ok(config) => {
+            if !config.jobs.is_empty() {
+                let jobs = config.jobs.join(", ");
+                tracing::error!(%path, jobs, "scrape_configs are not supported yet: these jobs are not scraped");
+            }
+            if !config.ignored.is_empty() {
+                tracing::error!(%path, sections = config.ignored.join(", "), "these sections have no effect");
+            }
+            ledger.unsupported(config.jobs.len());
+        }
+        Err(error) => {
+            tracing::error!(%path, error = chain(&error), "the configuration cannot be used and is ignored");
+            ledger.unsupported(1);
+        }
+    }
+}
+
+/// A word said once to one task.
+struct Stop(watch::Sender<bool>);
+
+impl Stop {
+    fn new() -> Self {
+        Self(watch::Sender::new(false))
+    }
+
+    fn tell(&self) {
+        self.0.send_replace(true);
+    }
+
+    fn told(&self) -> impl Future<Output = ()> + Send + 'static {
+        let mut told = self.0.subscribe();
+        async move {
+            // An error means that the speaker is gone, which is as good as told.
+            told.wait_for(|is_told| *is_told).await.ok();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use enclave_protocol::metrics::{CPU_USAGE, Point};
+    use tokio::sync::oneshot;
+
+    use super::*;
+    use crate::{
+        LogFormat,
+        fake::{Answer, Collector, Supervisor, sample},
+        otlp,
+    };
+
+    /// For tests in which time must pass.
+    const SHORT: Duration = Duration::from_millis(20);
+
+    fn options(supervisor: &Supervisor, url: Option<String>) -> Options {
+        Options {
+            socket: supervisor.socket(),
+            exporter_url: url,
+            host_port: None,
+            // The first export does not wait for it.
+            interval: Duration::from_mins(1),
+            config: PathBuf::from("/nonexistent/config.yaml"),
+            hosts: PathBuf::from("/etc/hosts"),
+            ca_file: None,
+            log_format: LogFormat::Text,
+        }
+    }
+
+    struct Running {
+        ledger: Arc<Ledger>,
+        stop: oneshot::Sender<()>,
+        tasks: JoinSet<()>,
+    }
+
+    async fn start(options: &Options) -> Running {
+        run(Service::new(options).await.unwrap())
+    }
+
+    fn run(service: Service) -> Running {
+        let ledger = Arc::clone(&service.ledger);
+        let (stop, stopped) = oneshot::channel();
+        let mut tasks = JoinSet::new();
+        tasks.spawn(service.run(async { stopped.await.unwrap() }));
+        Running { ledger, stop, tasks }
+    }
+
+    impl Running {
+        async fn stop(mut self) {
+            self.stop.send(()).unwrap();
+            self.tasks.join_next().await.unwrap().unwrap();
+        }
+    }
+
+    #[tokio::test]
+    async fn every_point_at_the_collector_carries_the_identity_and_the_samples_time() {
+        let (supervisor, mut collector) = (Supervisor::start(), Collector::start().await);
+        let mut shown = sample(7);
+        shown.families[0]
+            .points
+            .push(Point::labelled([("oblv_deployment_name", "spoof"), ("cpu", "1")], 0.1));
+        supervisor.show(&shown);
+        let running = start(&options(&supervisor, Some(collector.url()))).await;
+        let text = otlp::show(&collector.next().await.export);
+        running.stop().await;
+        let points: Vec<_> = text.lines().filter(|line| line.starts_with("  {")).collect();
+        assert!(points.len() > 10, "{text}");
+        for point in points {
+            for label in ["oblv_deployment_name=hello", "ned_name=hello", "namespace=default", "instance=i-1"]
+            {
+                assert!(point.contains(label), "{point}");
+            }
+        }
+        assert!(text.contains("exported_oblv_deployment_name=spoof"), "{text}");
+        assert!(text.contains("0..7000000000 flags=0"), "{text}");
+        assert!(
+            text.lines().filter(|line| line.contains("unit=")).all(|line| line.ends_with("unit=\"\"")),
+            "{text}"
+        );
+    }
+
+    #[tokio::test]
+    async fn the_last_export_marks_every_series_as_ended() {
+        let (supervisor, mut collector) = (Supervisor::start(), Collector::start().await);
+        supervisor.show(&sample(1));
+        let running = start(&options(&supervisor, Some(collector.url()))).await;
+        collector.next().await;
+        running.stop().await;
+        let mut rest = collector.rest();
+        let text = otlp::show(&rest.pop().unwrap().export);
+        assert!(text.contains(CPU_USAGE));
+        let points: Vec<_> = text.lines().filter(|line| line.starts_with("  {")).collect();
+        assert!(
+            points.len() > 10 && points.iter().all(|p| p.contains("} None ") && p.ends_with("flags=1")),
+            "{text}"
+        );
+        let before = otlp::show(&rest.pop().unwrap().export);
+        assert!(before.contains("Some(AsDouble(0.5))") && before.contains("flags=0"), "{before}");
+    }
+
+    #[tokio::test]
+    async fn stale_samples_are_not_exported_but_our_own_numbers_are() {
+        let (supervisor, mut collector) = (Supervisor::start(), Collector::start().await);
+        supervisor.show(&sample(1));
+        let often = Options { interval: SHORT, ..options(&supervisor, Some(collector.url())) };
+        let running = start(&often).await;
+        assert!(otlp::show(&collector.next().await.export).contains(CPU_USAGE));
+        // The supervisor still answers, always the same old reading; later it is gone.
+        while otlp::show(&collector.next().await.export).contains(CPU_USAGE) {}
+        supervisor.stop().await;
+        let text = otlp::show(&collector.next().await.export);
+        assert!(text.contains("enclave_telemetry_queue_batches") && !text.contains(CPU_USAGE), "{text}");
+        supervisor.listen();
+        supervisor.show(&sample(2));
+        while !otlp::show(&collector.next().await.export).contains(CPU_USAGE) {}
+        running.stop().await;
+    }
+
+    #[tokio::test]
+    async fn another_identity_gets_another_resource() {
+        let (supervisor, mut collector) = (Supervisor::start(), Collector::start().await);
+        supervisor.show(&sample(1));
+        let often = Options { interval: SHORT, ..options(&supervisor, Some(collector.url())) };
+        let running = start(&often).await;
+        assert!(otlp::show(&collector.next().await.export).contains("service.instance.id=i-1"));
+        let mut other = sample(2);
+        other.labels.insert("instance".to_owned(), "i-2".to_owned());
+        supervisor.show(&other);
+        let text = loop {
+            let text = otlp::show(&collector.next().await.export);
+            if text.contains("service.instance.id=i-2") {
+                break text;
+            }
+        };
+        assert!(!text.contains("i-1"), "{text}");
+        running.stop().await;
+    }
+
+    #[tokio::test]
+    async fn without_an_exporter_points_are_counted_as_dropped() {
+        let supervisor = Supervisor::start();
+        supervisor.show(&sample(1));
+        let running = start(&options(&supervisor, Some(" ".to_owned()))).await;
+        while running.ledger.dropped_total() == 0 {
+            tokio::task::yield_now().await;
+        }
+        running.stop().await;
+    }
+
+    #[tokio::test]
+    async fn configured_jobs_are_counted_as_unsupported() {
+        let (supervisor, mut collector) = (Supervisor::start(), Collector::start().await);
+        supervisor.show(&sample(1));
+        let mut options = options(&supervisor, Some(collector.url()));
+        let dir = tempfile::tempdir().unwrap();
+        options.config = dir.path().join("config.yaml");
+        std::fs::write(&options.config, "scrape_configs: [{job_name: a}, {job_name: b}]").unwrap();
+        let running = start(&options).await;
+        let text = otlp::show(&collector.next().await.export);
+        let (_, after) = text.split_once("enclave_telemetry_config_unsupported").unwrap();
+        assert!(after.lines().nth(1).unwrap().contains("Some(AsDouble(2.0))"), "{text}");
+        running.stop().await;
+    }
+
+    #[tokio::test]
+    async fn a_collector_that_hangs_does_not_hold_up_the_end_for_longer_than_the_flush() {
+        let (supervisor, mut collector) = (Supervisor::start(), Collector::start().await);
+        collector.answer_always(Answer::never());
+        supervisor.show(&sample(1));
+        let mut service = Service::new(&options(&supervisor, Some(collector.url()))).await.unwrap();
+        service.flush_timeout = Duration::from_millis(50);
+        let running = run(service);
+        let ledger = Arc::clone(&running.ledger);
+        collector.next().await;
+        // Ten seconds, if it waited for the attempt instead.
+        timeout(Duration::from_secs(5), running.stop()).await.unwrap();
+        let families = ledger.families(0, 0);
+        let dropped = families.iter().find(|f| f.name.ends_with("points_dropped_total")).unwrap();
+        let shutdown = dropped.points.iter().find(|p| p.labels["reason"] == "shutdown").unwrap();
+        assert!(shutdown.value > 20.0, "both the batch in hand and those that waited");
+    }
+
+    #[tokio::test]
+    async fn a_port_that_is_taken_and_a_bad_url_are_bad_arguments() {
+        let supervisor = Supervisor::start();
+        let taken = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let mut options = options(&supervisor, None);
+        options.host_port = Some(taken.local_addr().unwrap().port());
+        assert_eq!(Service::new(&options).await.err().unwrap().exit_code(), 2);
+        options.host_port = None;
+        options.exporter_url = Some("collector:4318".to_owned());
+        let error = Service::new(&options).await.err().unwrap();
+        assert_eq!(error.exit_code(), 2);
+        assert!(error.chain().contains("EXPORTER_URL"));
+    }
+}
