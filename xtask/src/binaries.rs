@@ -98,6 +98,7 @@ pub(crate) fn build(profile: Profile) -> Result<Binaries, Failure> {
         let variable = format!("CARGO_TARGET_{}_RUSTFLAGS", target.triple.to_uppercase().replace('-', "_"));
         build.env(variable, flags);
     }
+    set_c_compiler(&mut build, &target.triple);
     let mut paths = cargo::build(&mut build, count_crates(&target)?)?;
     paths.retain(|name, _| PROGRAMS.contains(&name.as_str()));
     if let Some(missing) = PROGRAMS.iter().find(|program| !paths.contains_key(**program)) {
@@ -106,6 +107,20 @@ pub(crate) fn build(profile: Profile) -> Result<Binaries, Failure> {
     terminal::say(&format!("built in {watch}"));
     let directory = cargo::target_directory().join(&target.triple).join(profile.name());
     Ok(Binaries { directory, paths })
+}
+
+/// The only C in the programs is ring's cryptography, which calls no C library: where there is no compiler
+/// named for musl (Debian's musl-tools), the machine's own makes the same code, and nothing has to be
+/// installed.
+#[expect(clippy::disallowed_types, reason = "as the module `cargo`")]
+fn set_c_compiler(build: &mut std::process::Command, triple: &str) {
+    let is_musl = triple.ends_with("-musl");
+    let named = [format!("{}-linux-musl-gcc", std::env::consts::ARCH), "musl-gcc".to_owned()];
+    let variable = format!("CC_{}", triple.replace('-', "_"));
+    let is_chosen = std::env::var_os(&variable).is_some() || std::env::var_os("CC").is_some();
+    if is_musl && !is_chosen && named.iter().all(|compiler| packages::find(compiler).is_none()) {
+        build.env(variable, "cc");
+    }
 }
 
 /// How many crates a build of [`PROGRAMS`] consists of, as `cargo tree` lists them.

@@ -27,7 +27,11 @@ pub(crate) fn check() -> Result<(), Failure> {
 
 fn run(program: &Path, checks: &[&str]) -> Result<(), Failure> {
     let mut command = cargo::command(program);
-    cargo::run(command.args(["--locked", "--all-features", "check", "--hide-inclusion-graph"]).args(checks))
+    cargo::run(
+        command
+            .args(["--workspace", "--all-features", "--locked", "check", "--hide-inclusion-graph"])
+            .args(checks),
+    )
 }
 
 /// Finds cargo-deny, or installs it beneath the target directory.
