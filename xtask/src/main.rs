@@ -1,2 +1,47 @@
-//! Being built.
-fn main() {}
+//! `cargo xtask`: the one entry point for people and CI. It depends on no other member of the workspace and
+//! drives their binaries from outside, as a user does.
+
+mod bench;
+mod binaries;
+mod cargo;
+mod demo;
+mod deny;
+mod failure;
+mod packages;
+mod stages;
+mod stopwatch;
+mod terminal;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use crate::failure::Failure;
+
+/// Builds, shows, tests and measures this repository; installs what that needs and says so first.
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", version, about)]
+enum Task {
+    /// Runs the whole system on this machine, with no VM, and shows its metrics arriving at an OTLP
+    /// collector.
+    Demo(demo::Options),
+    /// Runs everything CI runs.
+    Test(stages::Options),
+    /// Measures the release build.
+    Bench(bench::Options),
+}
+
+fn run(task: Task) -> Result<ExitCode, Failure> {
+    match task {
+        Task::Demo(options) => demo::run(&options),
+        Task::Test(options) => stages::run(&options).map(|()| ExitCode::SUCCESS),
+        Task::Bench(options) => bench::run(&options).map(|()| ExitCode::SUCCESS),
+    }
+}
+
+fn main() -> ExitCode {
+    run(Task::parse()).unwrap_or_else(|failure| {
+        terminal::complain(&failure.to_string());
+        ExitCode::FAILURE
+    })
+}

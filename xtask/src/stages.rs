@@ -1,0 +1,75 @@
+//! `cargo xtask test`: the stages of CI, in order, each under a heading.
+
+use crate::{
+    binaries::{self, Profile},
+    cargo, deny,
+    failure::Failure,
+    packages,
+    stopwatch::Stopwatch,
+    terminal,
+};
+
+/// Options of `cargo xtask test`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Options {
+    /// Runs only the tests whose names contain this, and no other stage.
+    filter: Option<String>,
+}
+
+/// The directory of the static binaries, for the tests that start processes.
+const BINARIES_VARIABLE: &str = "ENCLAVE_TEST_BIN_DIR";
+
+/// A part of the test run.
+struct Stage {
+    name: &'static str,
+    run: fn() -> Result<(), Failure>,
+}
+
+/// Everything before the tests themselves, which come last so that the output ends with cargo's own summary.
+const STAGES: [Stage; 6] = [
+    Stage { name: "system packages", run: || packages::ensure(&packages::NAMESPACES) },
+    Stage { name: "fmt", run: || cargo::run(cargo::cargo().args(["fmt", "--all", "--check"])) },
+    Stage { name: "clippy", run: clippy },
+    Stage { name: "tidy", run: tidy },
+    Stage { name: "doc", run: doc },
+    Stage { name: "deny", run: deny::check },
+];
+
+/// Runs everything CI runs, or the tests that match the filter.
+pub(crate) fn run(options: &Options) -> Result<(), Failure> {
+    let total = Stopwatch::start();
+    let stages: &[Stage] = if options.filter.is_some() { &[] } else { &STAGES };
+    let count = stages.len() + 2;
+    for (index, stage) in stages.iter().enumerate() {
+        let watch = Stopwatch::start();
+        terminal::heading(&format!("{}/{count} {}", index + 1, stage.name));
+        (stage.run)().map_err(|failure| Failure::new(format!("stage {}: {failure}", stage.name)))?;
+        terminal::say(&format!("    {}: ok, {watch}", stage.name));
+    }
+    terminal::heading(&format!("{}/{count} static binaries for the tests", count - 1));
+    let binaries = binaries::build(Profile::Demo)?;
+    terminal::heading(&format!("{count}/{count} tests"));
+    let mut test = cargo::cargo();
+    test.args(["test", "--workspace", "--locked"]).args(&options.filter);
+    test.env(BINARIES_VARIABLE, &binaries.directory);
+    let outcome = cargo::run(&mut test);
+    terminal::say(&format!("total: {total}"));
+    outcome
+}
+
+fn clippy() -> Result<(), Failure> {
+    let mut clippy = cargo::cargo();
+    clippy.args(["clippy", "--workspace", "--all-targets", "--locked", "--", "--deny", "warnings"]);
+    cargo::run(&mut clippy)
+}
+
+fn tidy() -> Result<(), Failure> {
+    cargo::run(cargo::cargo().args(["test", "--quiet", "--locked", "--package", "xtask", "--test", "tidy"]))
+}
+
+fn doc() -> Result<(), Failure> {
+    let mut doc = cargo::cargo();
+    doc.args(["doc", "--workspace", "--no-deps", "--locked", "--quiet"])
+        .env("RUSTDOCFLAGS", "--deny warnings");
+    cargo::run(&mut doc)
+}
