@@ -40,8 +40,7 @@ fn check_url(url: &str, destinations: &Destinations) -> Result<(), String> {
     } else {
         return Err("no URL of a collector: it begins with http:// or https://".to_owned());
     };
-    let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
-    if authority.contains('@') {
+    if rest.contains('@') {
         // The value is not repeated here: it may hold a password.
         return Err("a collector's URL must not hold a user name or password".to_owned());
     }
@@ -51,6 +50,7 @@ fn check_url(url: &str, destinations: &Destinations) -> Result<(), String> {
             "{shown} is no base URL: /v1/metrics is appended, so it has no query or fragment"
         ));
     }
+    let authority = rest.split('/').next().unwrap_or_default();
     let (host, port) = match authority.rsplit_once(':') {
         Some((host, port)) if !port.contains(']') => {
             let number = port.parse::<u16>().ok().filter(|port| *port > 0);

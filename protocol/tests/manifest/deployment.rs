@@ -238,6 +238,10 @@ logs: {host: supervisor}",
         }
     "#]]
     .assert_debug_eq(&manifest.host);
+}
+
+#[test]
+fn mistakes_in_host_side_fields_are_named() {
     check(
         &with_spec(
             "userPlugins: [{name: app, image: x, imagePullSecret: 7}]

@@ -2,7 +2,7 @@
 
 use enclave_protocol::control::Files;
 use enclave_protocol::manifest::{Context, Manifest, parse};
-use expect_test::{Expect, expect};
+use expect_test::expect;
 
 use crate::{check, config_maps, outcome, parsed, with_plugin, with_spec, with_telemetry};
 
@@ -145,14 +145,14 @@ fn attested_peers_are_read_and_refused() {
 
 const FLUENT: &str = "pipeline:\n  outputs:\n    - name: es\n      host: ES.example.\n      port: 9200\n";
 
-fn check_reference(reference: &str, files: &Files, expected: Expect) {
+/// The rules that follow from a reference, or its mistakes.
+fn resolved(reference: &str, files: &Files) -> String {
     let text =
         with_plugin(&format!("outboundConnections: [{{fqdn: {{configMap: {reference}}}, port: 443}}]"));
-    let shown = match parse(&text, &Context { files: Some(files), ..Context::default() }) {
+    match parse(&text, &Context { files: Some(files), ..Context::default() }) {
         Ok(manifest) => rules(&manifest),
         Err(mistakes) => mistakes.iter().map(|mistake| format!("{mistake}\n")).collect(),
-    };
-    expected.assert_eq(&shown);
+    }
 }
 
 #[test]
@@ -162,34 +162,21 @@ fn a_name_can_be_read_from_a_synced_file() {
         ("conf", "app.json", r#"{"a": ["x", {"host": "json.example"}]}"#),
         ("conf", "app.ini", "top = top.example\n; host = no\n[db]\nhost: \"ini.example\"\n[other]\nhost=z\n"),
     ]);
-    check_reference(
+    let shown: String = [
         "{name: fluentbitConfigMap, key: fluent-bit.yaml, type: yaml, ref: 'pipeline#outputs#0#host'}",
-        &files,
-        expect![[r#"
-            app es.example:443 tls=false
-        "#]],
-    );
-    check_reference(
         "{name: conf, key: app.json, type: json, ref: 'a#1#host'}",
-        &files,
-        expect![[r#"
-        app json.example:443 tls=false
-    "#]],
-    );
-    check_reference(
         "{name: conf, key: app.ini, type: ini, ref: 'db#host'}",
-        &files,
-        expect![[r#"
-        app ini.example:443 tls=false
-    "#]],
-    );
-    check_reference(
         "{name: conf, key: app.ini, type: ini, ref: top}",
-        &files,
-        expect![[r#"
+    ]
+    .map(|reference| resolved(reference, &files))
+    .concat();
+    expect![[r#"
+        app es.example:443 tls=false
+        app json.example:443 tls=false
+        app ini.example:443 tls=false
         app top.example:443 tls=false
-    "#]],
-    );
+    "#]]
+    .assert_eq(&shown);
 }
 
 #[test]
@@ -201,92 +188,36 @@ fn a_name_that_is_not_in_the_file_is_refused_with_its_place() {
         ("c", "empty.yaml", ""),
         ("c", "a.ini", "[s]\nk=a\nk=b\nip=1.2.3.4"),
     ]);
-    let of =
-        |key: &str, kind: &str, path: &str| format!("{{name: c, key: {key}, type: {kind}, ref: '{path}'}}");
-    check_reference(
-        &of("a.yaml", "yaml", "pipeline#outputs#1#host"),
-        &files,
-        expect![[r#"
+    let shown: String = [
+        ("c, key: a.yaml, type: yaml", "pipeline#outputs#1#host"),
+        ("c, key: a.yaml, type: yaml", "pipeline#outputs#0"),
+        ("c, key: a.yaml, type: yaml", "pipeline#outputs#0#port"),
+        ("c, key: a.yaml, type: yaml", "pipeline#outputs#x"),
+        ("c, key: bad.yaml, type: yaml", "a"),
+        ("c, key: anchor.yaml, type: yaml", "b"),
+        ("c, key: empty.yaml, type: yaml", "b"),
+        ("c, key: a.ini, type: ini", "s#k"),
+        ("c, key: a.ini, type: ini", "s#ip"),
+        ("c, key: a.ini, type: ini", "t#k"),
+        ("c, key: none, type: ini", "t#k"),
+        ("none, key: k, type: ini", "a"),
+    ]
+    .map(|(file, path)| resolved(&format!("{{name: {file}, ref: '{path}'}}"), &files))
+    .concat();
+    expect![[r#"
         8:48: spec.userPlugins[0].outboundConnections[0].fqdn.configMap: ConfigMap c, key a.yaml: nothing at "pipeline#outputs#1"
-    "#]],
-    );
-    check_reference(
-        &of("a.yaml", "yaml", "pipeline#outputs#0"),
-        &files,
-        expect![[r#"
         8:48: spec.userPlugins[0].outboundConnections[0].fqdn.configMap: ConfigMap c, key a.yaml: "pipeline#outputs#0" holds a mapping, no host name
-    "#]],
-    );
-    check_reference(
-        &of("a.yaml", "yaml", "pipeline#outputs#0#port"),
-        &files,
-        expect![[r#"
-            8:48: spec.userPlugins[0].outboundConnections[0].fqdn.configMap: ConfigMap c, key a.yaml: "9200" is an IP address in another form: egress goes to host names only
-        "#]],
-    );
-    check_reference(
-        &of("a.yaml", "yaml", "pipeline#outputs#x"),
-        &files,
-        expect![[r#"
+        8:48: spec.userPlugins[0].outboundConnections[0].fqdn.configMap: ConfigMap c, key a.yaml: "9200" is an IP address in another form: egress goes to host names only
         8:48: spec.userPlugins[0].outboundConnections[0].fqdn.configMap: ConfigMap c, key a.yaml: nothing at "pipeline#outputs#x"
-    "#]],
-    );
-    check_reference(
-        &of("bad.yaml", "yaml", "a"),
-        &files,
-        expect![[r#"
         8:48: spec.userPlugins[0].outboundConnections[0].fqdn.configMap: ConfigMap c, key bad.yaml: 1:4: a[0]: not valid YAML: unclosed bracket '['
-    "#]],
-    );
-    check_reference(
-        &of("anchor.yaml", "yaml", "b"),
-        &files,
-        expect![[r#"
         8:48: spec.userPlugins[0].outboundConnections[0].fqdn.configMap: ConfigMap c, key anchor.yaml: 1:7: a: anchors are not supported: write the value out
-    "#]],
-    );
-    check_reference(
-        &of("empty.yaml", "yaml", "b"),
-        &files,
-        expect![[r#"
         8:48: spec.userPlugins[0].outboundConnections[0].fqdn.configMap: ConfigMap c, key empty.yaml: 1:1: (document): the document is empty
-    "#]],
-    );
-    check_reference(
-        &of("a.ini", "ini", "s#k"),
-        &files,
-        expect![[r#"
         8:48: spec.userPlugins[0].outboundConnections[0].fqdn.configMap: ConfigMap c, key a.ini: "s#k" stands there twice
-    "#]],
-    );
-    check_reference(
-        &of("a.ini", "ini", "s#ip"),
-        &files,
-        expect![[r#"
-            8:48: spec.userPlugins[0].outboundConnections[0].fqdn.configMap: ConfigMap c, key a.ini: "1.2.3.4" is an IP address: egress goes to host names only
-        "#]],
-    );
-    check_reference(
-        &of("a.ini", "ini", "t#k"),
-        &files,
-        expect![[r#"
+        8:48: spec.userPlugins[0].outboundConnections[0].fqdn.configMap: ConfigMap c, key a.ini: "1.2.3.4" is an IP address: egress goes to host names only
         8:48: spec.userPlugins[0].outboundConnections[0].fqdn.configMap: ConfigMap c, key a.ini: nothing at "t#k"
-    "#]],
-    );
-    check_reference(
-        &of("none", "ini", "t#k"),
-        &files,
-        expect![[r#"
         8:48: spec.userPlugins[0].outboundConnections[0].fqdn.configMap: ConfigMap c has no key none
-    "#]],
-    );
-    check_reference(
-        "{name: none, key: k, type: ini, ref: a}",
-        &files,
-        expect![[r#"
         8:48: spec.userPlugins[0].outboundConnections[0].fqdn.configMap: ConfigMap none was not delivered with the manifest
-    "#]],
-    );
+    "#]].assert_eq(&shown);
 }
 
 #[test]
@@ -312,18 +243,18 @@ fn only_so_many_names_are_read_from_files() {
     "#]].assert_eq(&outcome(&text, &Context { files: Some(&files), ..Context::default() }));
 }
 
-fn check_url(url: &str, connections: &str, expected: Expect) {
+fn with_collector(url: &str, connection: &str) -> String {
     let text = with_telemetry(&format!(
-        "outboundConnections: [{connections}]\nenv: [{{name: EXPORTER_URL, value: \"{url}\"}}]"
+        "outboundConnections: [{connection}]\nenv: [{{name: EXPORTER_URL, value: \"{url}\"}}]"
     ));
-    expected.assert_eq(&outcome(&text, &Context::default()));
+    outcome(&text, &Context::default())
 }
 
 #[test]
 fn the_collector_must_be_an_allowed_destination() {
     let plain = "{fqdn: c.example, port: 4318}";
     let tls = "{fqdn: c.example, port: 443, tls: true}";
-    for (url, connections) in [
+    for (url, connection) in [
         ("http://c.example:4318", plain),
         ("http://C.example.:4318/base/", plain),
         ("https://c.example:4318", plain),
@@ -331,98 +262,41 @@ fn the_collector_must_be_an_allowed_destination() {
         ("http://c.example", "{fqdn: c.example, port: 80}"),
         ("http://any.example", "{fqdn: {configMap: {name: c, key: k, type: yaml, ref: a}}, port: 80}"),
     ] {
-        check_url(
-            url,
-            connections,
-            expect![[r#"
-            ok
-        "#]],
-        );
+        assert_eq!(with_collector(url, connection), "ok\n", "{url}");
     }
-    check_url(
-        "http://c.example",
-        plain,
-        expect![[r#"
-        9:41: spec.plugins.telemetry.env[0].value: no outboundConnection of the telemetry plugin allows c.example:80
-    "#]],
-    );
-    check_url(
-        "http://d.example:4318",
-        plain,
-        expect![[r#"
-        9:41: spec.plugins.telemetry.env[0].value: no outboundConnection of the telemetry plugin allows d.example:4318
-    "#]],
-    );
-    check_url(
-        "http://c.example:443",
-        tls,
-        expect![[r#"
+    expect![[r#"
         9:41: spec.plugins.telemetry.env[0].value: "http://c.example:443" is plaintext, but the outboundConnection to c.example:443 demands TLS
-    "#]],
-    );
-    check_url(
+    "#]].assert_eq(&with_collector("http://c.example:443", tls));
+    let refused = [
+        "http://c.example",
+        "http://d.example:4318",
         "grpc://c.example:4318",
-        plain,
-        expect![[r#"
-        9:41: spec.plugins.telemetry.env[0].value: no URL of a collector: it begins with http:// or https://
-    "#]],
-    );
-    check_url(
         "c.example:4318",
-        plain,
-        expect![[r#"
-        9:41: spec.plugins.telemetry.env[0].value: no URL of a collector: it begins with http:// or https://
-    "#]],
-    );
-    check_url(
         "http://user:secret@c.example:4318",
-        plain,
-        expect![[r#"
-        9:41: spec.plugins.telemetry.env[0].value: a collector's URL must not hold a user name or password
-    "#]],
-    );
-    check_url(
+        "ftp://user:secret@c.example:4318",
         "http://c.example:0",
-        plain,
-        expect![[r#"
-        9:41: spec.plugins.telemetry.env[0].value: "http://c.example:0" has no valid port
-    "#]],
-    );
-    check_url(
+        "http://c.example:http",
         "http://10.0.0.1:4318",
-        plain,
-        expect![[r#"
-        9:41: spec.plugins.telemetry.env[0].value: "10.0.0.1" is an IP address: egress goes to host names only
-    "#]],
-    );
-    check_url(
         "http://[::1]:4318",
-        plain,
-        expect![[r#"
-        9:41: spec.plugins.telemetry.env[0].value: "[::1]" is an IP address: egress goes to host names only
-    "#]],
-    );
-    check_url(
         "http://c.example:4318/?x=y",
-        plain,
-        expect![[r#"
-        9:41: spec.plugins.telemetry.env[0].value: "http://c.example:4318/?x=y" is no base URL: /v1/metrics is appended, so it has no query or fragment
-    "#]],
-    );
-    check_url(
         "http://",
-        plain,
-        expect![[r#"
-        9:41: spec.plugins.telemetry.env[0].value: "" is no host name: 1 to 253 characters
-    "#]],
-    );
-    check_url(
         "",
-        plain,
-        expect![[r#"
+    ];
+    expect![[r#"
+        9:41: spec.plugins.telemetry.env[0].value: no outboundConnection of the telemetry plugin allows c.example:80
+        9:41: spec.plugins.telemetry.env[0].value: no outboundConnection of the telemetry plugin allows d.example:4318
         9:41: spec.plugins.telemetry.env[0].value: no URL of a collector: it begins with http:// or https://
-    "#]],
-    );
+        9:41: spec.plugins.telemetry.env[0].value: no URL of a collector: it begins with http:// or https://
+        9:41: spec.plugins.telemetry.env[0].value: a collector's URL must not hold a user name or password
+        9:41: spec.plugins.telemetry.env[0].value: no URL of a collector: it begins with http:// or https://
+        9:41: spec.plugins.telemetry.env[0].value: "http://c.example:0" has no valid port
+        9:41: spec.plugins.telemetry.env[0].value: "http://c.example:http" has no valid port
+        9:41: spec.plugins.telemetry.env[0].value: "10.0.0.1" is an IP address: egress goes to host names only
+        9:41: spec.plugins.telemetry.env[0].value: "[::1]" is an IP address: egress goes to host names only
+        9:41: spec.plugins.telemetry.env[0].value: "http://c.example:4318/?x=y" is no base URL: /v1/metrics is appended, so it has no query or fragment
+        9:41: spec.plugins.telemetry.env[0].value: "" is no host name: 1 to 253 characters
+        9:41: spec.plugins.telemetry.env[0].value: no URL of a collector: it begins with http:// or https://
+    "#]].assert_eq(&refused.map(|url| with_collector(url, plain)).concat());
 }
 
 #[test]

@@ -1,4 +1,7 @@
 //! The manifest's rules, one module per part of the manifest: YAML in, mistakes or model out.
+#![expect(clippy::unwrap_used, reason = "a test that panics has failed, as it should")]
+#![expect(clippy::needless_pass_by_value, reason = "an expect! is written in place")]
+#![expect(clippy::format_collect, reason = "texts are short and made once")]
 
 mod deployment;
 mod digest;
@@ -56,7 +59,6 @@ fn outcome(text: &str, context: &Context<'_>) -> String {
     }
 }
 
-#[expect(clippy::needless_pass_by_value, reason = "an expect! is written in place")]
 fn check(text: &str, expected: Expect) {
     expected.assert_eq(&outcome(text, &Context::default()));
 }

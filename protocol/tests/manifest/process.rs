@@ -162,6 +162,10 @@ fn probes_have_the_defaults_of_kubernetes() {
         )
     "#]]
     .assert_debug_eq(&plugin("livenessProbe: {httpGet: {port: 80}}").probes.liveness);
+}
+
+#[test]
+fn every_field_of_a_probe_is_read() {
     expect![[r#"
         Probes {
             startup: Some(
