@@ -185,11 +185,13 @@ fn mutated() -> impl Strategy<Value = String> {
         Just("&a ".to_owned()),
         Just("18446744073709551616".to_owned()),
         Just("a".repeat(300)),
+        "[a-z0-9]{1,2}",
+        "[a-z0-9]{1,2}",
         "\\PC{0,8}",
         any::<String>(),
     ];
-    let change = (any::<prop::sample::Index>(), 0..40_usize, token);
-    prop::collection::vec(change, 1..6).prop_map(|changes| {
+    let change = (any::<prop::sample::Index>(), prop_oneof![Just(0), 0..4_usize, 0..40_usize], token);
+    prop::collection::vec(change, 1..4).prop_map(|changes| {
         changes.into_iter().fold(EVERYTHING.to_owned(), |text, (at, cut, token)| {
             let places: Vec<usize> = text.char_indices().map(|(i, _)| i).chain([text.len()]).collect();
             let from = at.index(places.len());
@@ -200,7 +202,7 @@ fn mutated() -> impl Strategy<Value = String> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(2000))]
+    #![proptest_config(ProptestConfig::with_cases(1000))]
 
     #[test]
     fn arbitrary_text_gets_an_answer(text in any::<String>()) {
