@@ -60,3 +60,72 @@ fn lines(file: &Path, errors: &[Diagnostic]) -> String {
 fn unusable(error: impl std::fmt::Display) -> (String, Exit) {
     (format!("{error}\n"), Exit::Usage)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use expect_test::expect;
+
+    use super::*;
+
+    fn manifests() -> PathBuf {
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/manifests")
+    }
+
+    /// What `check` says of a text, with the file called `FILE`.
+    fn checked(text: &str) -> (String, Exit) {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("manifest.yaml");
+        std::fs::write(&file, text).unwrap();
+        let (said, exit) = check_file(&file, None).unwrap();
+        (said.replace(&file.display().to_string(), "FILE"), exit)
+    }
+
+    fn hello() -> String {
+        std::fs::read_to_string(manifests().join("hello-fastapi.yaml")).unwrap()
+    }
+
+    #[test]
+    fn a_valid_manifest_is_ok_and_what_it_does_not_get_is_said() {
+        assert_eq!(checked(&hello()), ("FILE: ok\n".to_owned(), Exit::Ok));
+        let asking = hello().replace("name: fastapi\n", "name: fastapi\n      logsAccess: true\n");
+        assert_eq!(checked(&asking).1, Exit::Usage);
+        let asking = hello().replace("name: fastapi\n", "name: fastapi\n      livenessProbe: {tcpSocket: {port: 1}}\n");
+        let (said, exit) = checked(&asking);
+        assert_eq!(exit, Exit::Ok);
+        assert!(said.contains("FILE: NotImplemented: spec.userPlugins[0].livenessProbe"), "{said}");
+    }
+
+    #[test]
+    fn every_mistake_has_file_line_column_and_path() {
+        let (said, exit) = checked(&hello().replace("image:", "imge:"));
+        assert_eq!(exit, Exit::Usage);
+        expect![[""]].assert_eq(&said);
+        let broken = manifests().join("broken.yaml");
+        let (said, exit) = check_file(&broken, None).unwrap();
+        assert_eq!((said.lines().count(), exit), (32, Exit::Usage));
+        assert!(said.lines().all(|line| line.starts_with(&format!("{}:", broken.display()))));
+    }
+
+    #[test]
+    fn the_digest_is_the_same_for_any_number_of_replicas_and_covers_the_files() {
+        let dir = tempfile::tempdir().unwrap();
+        let of = |replicas: u32, config_dir: Option<&Path>| {
+            let file = dir.path().join("manifest.yaml");
+            let text = hello().replace("spec:\n  userPlugins", &format!("spec:\n  replicas: {replicas}\n  userPlugins"));
+            std::fs::write(&file, text).unwrap();
+            digest_file(&file, config_dir).unwrap()
+        };
+        let (one, exit) = of(1, None);
+        assert_eq!((one.len(), exit), (97, Exit::Ok));
+        assert_eq!(of(5, None), (one.clone(), Exit::Ok));
+        let config = dir.path().join("config");
+        std::fs::create_dir_all(config.join("configmaps/telemetry-config")).unwrap();
+        assert_eq!(of(1, Some(&config)).1, Exit::Usage);
+        std::fs::write(config.join("configmaps/telemetry-config/config.yaml"), "scrape_configs: []\n").unwrap();
+        let (with_files, exit) = of(1, Some(&config));
+        assert_eq!(exit, Exit::Ok);
+        assert_ne!(with_files, one);
+    }
+}
