@@ -22,6 +22,9 @@ use tokio::{
 
 use super::{link::HostAddress, *};
 
+/// What a test waits for at most; longer than every limit of `net` that is below a minute.
+const PATIENCE: Duration = Duration::from_mins(1);
+
 /// A `net` that runs, PID 1's end of its link, and its host.
 pub(super) struct Bench {
     pub(super) link: Link,
@@ -71,7 +74,8 @@ impl Bench {
 
     /// The next egress stream that reaches the host, its header read.
     pub(super) async fn host_accepts(&self) -> (Header, Stream) {
-        let mut stream = self.host.as_ref().unwrap().accept().await.unwrap();
+        let accepted = timeout(PATIENCE, self.host.as_ref().unwrap().accept()).await;
+        let mut stream = accepted.expect("no stream reaches the host").unwrap();
         let mut fixed = [0; FIXED_LEN];
         stream.read_exact(&mut fixed).await.unwrap();
         let (header, length) = Header::decode_fixed(&fixed).unwrap();
@@ -123,7 +127,7 @@ impl Bench {
             #[expect(clippy::float_cmp, reason = "small whole numbers are exact")]
             while self.value(name, labels).await != expected {}
         };
-        timeout(Duration::from_secs(10), reached).await.expect(name);
+        timeout(PATIENCE, reached).await.expect(name);
     }
 
     pub(super) async fn refused(&mut self, direction: &str, reason: &str) -> f64 {
@@ -133,8 +137,7 @@ impl Bench {
 
 /// The connection must end with a reset, with nothing before it.
 pub(super) async fn assert_reset(app: &mut TcpStream) {
-    let read =
-        timeout(Duration::from_mins(1), app.read(&mut [0; 1])).await.expect("the connection stays open");
+    let read = timeout(PATIENCE, app.read(&mut [0; 1])).await.expect("the connection stays open");
     assert_eq!(read.unwrap_err().kind(), io::ErrorKind::ConnectionReset);
 }
 
