@@ -26,7 +26,7 @@ const GRACE_SECONDS_MAX: u32 = 3600;
 /// Kubernetes' `terminationGracePeriodSeconds`.
 const GRACE_SECONDS: u32 = 30;
 /// More plugins than this in one enclave are a mistake.
-pub(super) const PLUGINS_MAX: usize = 64;
+pub(super) const PLUGINS_MAX: usize = 256;
 
 /// Where a plugin stands in the manifest, which decides when it starts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]

@@ -165,11 +165,11 @@ fn at_least_one_user_plugin_is_needed_and_not_too_many() {
         5:16: spec.userPlugins: at least one user plugin is required
     "#]],
     );
-    let many: String = (0..65).map(|i| format!("- {{name: p{i}, image: x}}\n")).collect();
+    let many: String = (0..257).map(|i| format!("- {{name: p{i}, image: x}}\n")).collect();
     check(
         &with_spec(&format!("userPlugins:\n{many}")),
         expect![[r#"
-        6:5: spec.userPlugins: 65 items are too many: the limit is 64
+        6:5: spec.userPlugins: 257 items are too many: the limit is 256
     "#]],
     );
 }
