@@ -13,9 +13,10 @@ use tokio::{
 use crate::{
     backoff::Backoff,
     exit::Exit,
-    logs::{self, Shipper},
+    logs::{self, Shipper, Sink},
     monitor::{self, Source},
     state::{Durability, Session},
+    throttle::Throttle,
     view::{Shared, Stop, View},
 };
 
@@ -70,7 +71,7 @@ pub(crate) async fn serve<W: AsyncWrite + Send + Unpin + 'static>(
     shared: &Arc<Shared>,
     source: Source,
     session: &Session,
-    sink: &Arc<Mutex<W>>,
+    sink: &Arc<Mutex<Sink<W>>>,
     stops: &mut mpsc::Receiver<Stop>,
     limits: Limits,
 ) -> Over {
@@ -78,17 +79,15 @@ pub(crate) async fn serve<W: AsyncWrite + Send + Unpin + 'static>(
     let mut view = shared.view.subscribe();
     let mut drain: Option<Drain> = None;
     loop {
-        let answered = {
+        let (now, answered) = {
             let view = view.borrow_and_update();
-            match outcome(&view, session) {
-                Outcome::Running => view.answered,
-                Outcome::Rebooted => return Over::Rebooted,
-                Outcome::Ended(status) => {
-                    drop(view);
-                    return tasks.end(shared, session, status).await;
-                }
-            }
+            (outcome(&view, session), view.answered)
         };
+        match now {
+            Outcome::Running => {}
+            Outcome::Rebooted => return Over::Rebooted,
+            Outcome::Ended(status) => return tasks.end(shared, session, *status).await,
+        }
         let silence = if drain.is_some() { limits.silence.min(DRAIN_SILENCE_MAX) } else { limits.silence };
         let silent_at = answered.unwrap_or_else(Instant::now) + silence;
         let drain_at = drain.as_ref().map_or(silent_at, |drain| drain.deadline);
@@ -129,7 +128,7 @@ fn ended_early<T>(joined: Result<T, JoinError>) {
 enum Outcome {
     Running,
     Rebooted,
-    Ended(Status),
+    Ended(Box<Status>),
 }
 
 fn outcome(view: &View, session: &Session) -> Outcome {
@@ -140,7 +139,7 @@ fn outcome(view: &View, session: &Session) -> Outcome {
     match status.phase {
         // A status from before the manifest was accepted may still be the newest one.
         Phase::AwaitingManifest | Phase::Running | Phase::Stopping => Outcome::Running,
-        Phase::Completed | Phase::Failed => Outcome::Ended(status.clone()),
+        Phase::Completed | Phase::Failed => Outcome::Ended(Box::new(status.clone())),
     }
 }
 
@@ -149,7 +148,7 @@ impl Tasks {
         shared: &Arc<Shared>,
         source: Source,
         session: &Session,
-        sink: &Arc<Mutex<W>>,
+        sink: &Arc<Mutex<Sink<W>>>,
     ) -> Self {
         let refresh = Arc::new(Notify::new());
         let (position, written) = watch::channel(session.log_seq);
@@ -159,6 +158,7 @@ impl Tasks {
             sink: Arc::clone(sink),
             session: session.clone(),
             position,
+            failures: Throttle::default(),
         };
         let mut shipping = JoinSet::new();
         shipping.spawn(shipper.run(finishing));
