@@ -118,8 +118,8 @@ struct Batch {
 }
 
 impl<W: AsyncWrite + Send + Unpin + 'static> Shipper<W> {
-    /// Follows the log until `finish` turns true, then takes what is left and returns whether it got all of it.
-    pub(crate) async fn run(self, mut finish: watch::Receiver<bool>) -> bool {
+    /// Follows the log until `finish` turns true, and gives the shipper back for [`Self::rest`].
+    pub(crate) async fn run(self, mut finish: watch::Receiver<bool>) -> Self {
         let mut backoff = Backoff::default();
         let mut outages = self.shared.outages.subscribe();
         while !*finish.borrow() {
@@ -134,7 +134,12 @@ impl<W: AsyncWrite + Send + Unpin + 'static> Shipper<W> {
             // A stream that ends at once, again and again, must not become a busy loop.
             timeout(backoff.next(), finish.wait_for(|finish| *finish)).await.ok();
         }
-        outages.mark_unchanged();
+        self
+    }
+
+    /// Takes what is there now; answers whether all of it is written.
+    pub(crate) async fn rest(&self) -> bool {
+        let (mut finish, mut outages) = (watch::channel(false).1, self.shared.outages.subscribe());
         match self.pass(false, &mut finish, &mut outages).await {
             Ok(()) => true,
             Err(error) => {
@@ -204,7 +209,7 @@ impl<W: AsyncWrite + Send + Unpin + 'static> Shipper<W> {
         }
         let jumped = record.seq - batch.cursor - 1;
         counters.log_dropped.fetch_add(record.dropped, Relaxed);
-        // Records that the manifest keeps inside the enclave (`spec.logs.host`) leave holes as well.
+        // The enclave's sequence has no holes but those that it reports, so this stays zero.
         counters.log_skipped.fetch_add(jumped.saturating_sub(record.dropped), Relaxed);
         batch.cursor = record.seq;
         let line = Line {

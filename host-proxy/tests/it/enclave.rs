@@ -50,6 +50,35 @@ pub(crate) struct Inside {
     /// Log streams end after so many records.
     pub(crate) cut_logs_after: Option<usize>,
     pub(crate) log_requests: Vec<u64>,
+    /// Logged when the final status is first acknowledged.
+    pub(crate) late_log: Option<String>,
+}
+
+impl Inside {
+    fn log(&mut self, text: &str) {
+        let seq = self.status.log_seq + 1;
+        self.status.log_seq = seq;
+        self.logs.push(LogRecord {
+            seq,
+            time: Timestamp(seq),
+            plugin: "app".into(),
+            stream: LogStream::Stdout,
+            text: Some(text.into()),
+            base64: None,
+            partial: false,
+            dropped: 0,
+        });
+    }
+
+    /// The end is acknowledged: a real enclave powers off now.
+    fn is_over(&self) -> bool {
+        let ended = matches!(self.status.phase, Phase::Completed | Phase::Failed);
+        ended
+            && self
+                .acks
+                .iter()
+                .any(|ack| ack.log_seq >= self.status.log_seq && ack.status_seq >= Some(self.status.seq))
+    }
 }
 
 /// A running fake; dropping it closes everything.
@@ -87,13 +116,18 @@ impl Enclave {
             lie: false,
             cut_logs_after: None,
             log_requests: vec![],
+            late_log: None,
         });
         let mut task = JoinSet::new();
         let served = inside.clone();
         task.spawn(async move {
             let mut connections = JoinSet::new();
+            let mut news = served.subscribe();
             loop {
-                let incoming = listener.accept().await.unwrap();
+                let incoming = tokio::select! {
+                    incoming = listener.accept() => incoming.unwrap(),
+                    _ = news.wait_for(Inside::is_over) => break,
+                };
                 let inside = served.clone();
                 connections.spawn(async move {
                     let known = |port| port == CONTROL_PORT || port == INGRESS_PORT;
@@ -119,20 +153,7 @@ impl Enclave {
     }
 
     pub(crate) fn log(&self, text: &str) {
-        self.inside.send_modify(|inside| {
-            let seq = inside.status.log_seq + 1;
-            inside.status.log_seq = seq;
-            inside.logs.push(LogRecord {
-                seq,
-                time: Timestamp(seq),
-                plugin: "app".into(),
-                stream: LogStream::Stdout,
-                text: Some(text.into()),
-                base64: None,
-                partial: false,
-                dropped: 0,
-            });
-        });
+        self.inside.send_modify(|inside| inside.log(text));
     }
 
     pub(crate) fn set_plugin(&self, phase: PluginPhase, ready: bool, exit: Option<LastExit>) {
@@ -188,7 +209,14 @@ async fn answer(
         (Method::GET, "/v1/metrics") => json(&sample()),
         (Method::POST, "/v1/ack") => {
             let ack: AckRequest = serde_json::from_slice(&body).unwrap();
-            inside.send_modify(|inside| inside.acks.push(ack));
+            inside.send_modify(|inside| {
+                if ack.status_seq.is_some()
+                    && let Some(late) = inside.late_log.take()
+                {
+                    inside.log(&late);
+                }
+                inside.acks.push(ack);
+            });
             json(&())
         }
         (Method::POST, "/v1/drain") => {

@@ -67,6 +67,23 @@ async fn a_workload_that_fails_by_itself_ends_the_proxy_with_its_signal_in_the_l
 }
 
 #[tokio::test]
+async fn what_is_logged_after_the_final_status_still_comes_out() {
+    let scene = Scene::new().await;
+    let enclave = Enclave::start(scene.dir.path(), "boot-1");
+    let mut running = scene.start(&[]).await;
+    running.until_ready_is(200).await;
+    enclave.log("before");
+    // The end counts as over only once this is acknowledged, and it is said after the first acknowledgement.
+    enclave.inside.send_modify(|inside| inside.late_log = Some("after".into()));
+    enclave.set_phase(Phase::Completed);
+    assert_eq!(running.exit().await, Exit::Ok);
+    assert_eq!(running.line().await["text"], "before");
+    assert_eq!(running.line().await["text"], "after");
+    assert_eq!(running.line().await["event"], "end");
+    assert_eq!(enclave.inside.borrow().acks.last().unwrap().log_seq, 2);
+}
+
+#[tokio::test]
 async fn an_end_while_stdout_blocks_is_bounded_and_acknowledges_only_what_was_written() {
     let scene = Scene::new().await;
     let enclave = Enclave::start(scene.dir.path(), "boot-1");
