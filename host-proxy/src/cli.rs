@@ -93,7 +93,7 @@ pub struct RunArgs {
         action = clap::ArgAction::Append
     )]
     pub allow_private_egress: Vec<PrivateEgress>,
-    /// Takes ADDR (IP, IP:PORT or [IPv6]:PORT) for this destination: no DNS, no check of the address. For tests and
+    /// Takes ADDR (`IP`, `IP:PORT` or `[IPv6]:PORT`) for this destination: no DNS, no check of the address. For tests and
     /// demonstrations.
     #[arg(
         long,
