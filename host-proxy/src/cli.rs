@@ -44,8 +44,9 @@ pub enum Command {
     Drain(DrainArgs),
 }
 
-/// Options of `run`.
+/// Options of `run`. The last one wins where one is repeated that does not add up.
 #[derive(Debug, Clone, Args)]
+#[command(args_override_self = true)]
 pub struct RunArgs {
     /// `unix:PATH` (Firecracker's hybrid vsock), or `vsock` together with --enclave-cid.
     #[arg(long, env = "ENCLAVE_TRANSPORT", value_name = "ADDRESS")]
@@ -92,7 +93,7 @@ pub struct RunArgs {
         action = clap::ArgAction::Append
     )]
     pub allow_private_egress: Vec<PrivateEgress>,
-    /// Takes ADDR (IP, IP:PORT or [IPv6]:PORT) for this destination: no DNS, no check of the address. For tests and
+    /// Takes ADDR (`IP`, `IP:PORT` or `[IPv6]:PORT`) for this destination: no DNS, no check of the address. For tests and
     /// demonstrations.
     #[arg(
         long,

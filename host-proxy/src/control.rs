@@ -112,13 +112,12 @@ impl Control {
         self.dials.load(Ordering::Relaxed)
     }
 
-    /// `PUT /v1/manifest`.
+    /// `PUT /v1/manifest`, to a boot that has given no token yet.
     pub(crate) async fn put_manifest(
         &self,
         request: &ManifestRequest,
-        token: Option<&Token>,
     ) -> Result<ManifestAccepted, ControlError> {
-        let call = Call { limit: MANIFEST_TIMEOUT, ..Call::new(Method::PUT, "/v1/manifest", token) };
+        let call = Call { limit: MANIFEST_TIMEOUT, ..Call::new(Method::PUT, "/v1/manifest", None) };
         self.json(call.with_body(request)).await
     }
 

@@ -22,8 +22,8 @@
 //! 2. Egress, ingress and logs go on until the enclave's phase is `Completed` or `Failed`, which is also how a
 //!    workload ends by itself; bounded by the grace and 15 s.
 //! 3. The rest of the log is written and flushed, at most 3 s. 4. Log position and final status are acknowledged,
-//!    at most 2 s; the enclave powers off. 5. Egress and ingress close. 6. The last JSON line; then the admin socket
-//!    closes; then the exit code.
+//!    at most 2 s. Both again if more came, until the enclave powers off, at most 8 s. 5. Egress and ingress close.
+//! 6. The last JSON line; then the admin socket closes; then the exit code.
 
 mod accept;
 mod address;

@@ -24,6 +24,7 @@ use crate::{
     control::ControlError,
     counters::count,
     state::{Durability, Session},
+    throttle::Throttle,
     view::Shared,
 };
 
@@ -34,17 +35,46 @@ const ACK_INTERVAL_MIN: Duration = Duration::from_millis(50);
 /// … and in any case after this much more.
 const ACK_DELAY: Duration = Duration::from_millis(150);
 
+/// Standard output, written in whole lines.
+#[derive(Debug)]
+pub(crate) struct Sink<W> {
+    out: W,
+    /// A write was given up or failed, so half a line may stand there.
+    torn: bool,
+}
+
+impl<W: AsyncWrite + Unpin> Sink<W> {
+    /// Nothing is written yet.
+    pub(crate) fn new(out: W) -> Self {
+        Self { out, torn: false }
+    }
+
+    /// Writes whole lines and flushes them. After a write that did not come to its end, dropped or failed, a
+    /// newline keeps what it left behind from spoiling the next line.
+    pub(crate) async fn write(&mut self, lines: &[u8]) -> io::Result<()> {
+        if std::mem::replace(&mut self.torn, true) {
+            self.out.write_all(b"\n").await?;
+        }
+        self.out.write_all(lines).await?;
+        self.out.flush().await?;
+        self.torn = false;
+        Ok(())
+    }
+}
+
 /// Ships the records of one boot.
 #[derive(Debug)]
 pub(crate) struct Shipper<W> {
     /// The rest of the proxy.
     pub(crate) shared: Arc<Shared>,
     /// Standard output.
-    pub(crate) sink: Arc<Mutex<W>>,
+    pub(crate) sink: Arc<Mutex<Sink<W>>>,
     /// The boot.
     pub(crate) session: Session,
     /// Records up to here are written and flushed.
     pub(crate) position: watch::Sender<u64>,
+    /// Keeps a lasting failure from filling our own log.
+    pub(crate) failures: Throttle,
 }
 
 /// Why a pass ended early.
@@ -88,8 +118,8 @@ struct Batch {
 }
 
 impl<W: AsyncWrite + Send + Unpin + 'static> Shipper<W> {
-    /// Follows the log until `finish` turns true, then takes what is left and returns whether it got all of it.
-    pub(crate) async fn run(self, mut finish: watch::Receiver<bool>) -> bool {
+    /// Follows the log until `finish` turns true, and gives the shipper back for [`Self::rest`].
+    pub(crate) async fn run(self, mut finish: watch::Receiver<bool>) -> Self {
         let mut backoff = Backoff::default();
         let mut outages = self.shared.outages.subscribe();
         while !*finish.borrow() {
@@ -104,7 +134,12 @@ impl<W: AsyncWrite + Send + Unpin + 'static> Shipper<W> {
             // A stream that ends at once, again and again, must not become a busy loop.
             timeout(backoff.next(), finish.wait_for(|finish| *finish)).await.ok();
         }
-        outages.mark_unchanged();
+        self
+    }
+
+    /// Takes what is there now; answers whether all of it is written.
+    pub(crate) async fn rest(&self) -> bool {
+        let (mut finish, mut outages) = (watch::channel(false).1, self.shared.outages.subscribe());
         match self.pass(false, &mut finish, &mut outages).await {
             Ok(()) => true,
             Err(error) => {
@@ -119,7 +154,15 @@ impl<W: AsyncWrite + Send + Unpin + 'static> Shipper<W> {
             count(&self.shared.counters.log_sink_errors);
             self.shared.view.send_if_modified(|view| !std::mem::replace(&mut view.sink_broken, true));
         }
-        tracing::debug!(%error, "the log stream ended");
+        match error {
+            // The enclave answers, but not with its log: something for a person to look at.
+            ShipError::Control(ControlError::Refused(_)) | ShipError::Sink(_) => {
+                if let Some(suppressed) = self.failures.pass() {
+                    tracing::warn!(%error, suppressed, "log records cannot be shipped");
+                }
+            }
+            ShipError::Control(_) | ShipError::Outage => tracing::debug!(%error, "the log stream ended"),
+        }
     }
 
     /// One request: until the stream ends, or (`follow`) until `finish`. An outage means that the connection may
@@ -132,7 +175,11 @@ impl<W: AsyncWrite + Send + Unpin + 'static> Shipper<W> {
     ) -> Result<(), ShipError> {
         let mut cursor = *self.position.borrow();
         count(&self.shared.counters.log_streams);
-        let mut lines = self.shared.control.logs(cursor, follow, &self.session.token).await?;
+        let mut lines = tokio::select! {
+            biased;
+            opened = self.shared.control.logs(cursor, follow, &self.session.token) => opened?,
+            _ = finish.wait_for(|finish| *finish), if follow => return Ok(()),
+        };
         loop {
             let mut batch = Batch { lines: Vec::new(), cursor };
             let more = tokio::select! {
@@ -162,7 +209,7 @@ impl<W: AsyncWrite + Send + Unpin + 'static> Shipper<W> {
         }
         let jumped = record.seq - batch.cursor - 1;
         counters.log_dropped.fetch_add(record.dropped, Relaxed);
-        // Records that the manifest keeps inside the enclave (`spec.logs.host`) leave holes as well.
+        // The enclave's sequence has no holes but those that it reports, so this stays zero.
         counters.log_skipped.fetch_add(jumped.saturating_sub(record.dropped), Relaxed);
         batch.cursor = record.seq;
         let line = Line {
@@ -185,11 +232,7 @@ impl<W: AsyncWrite + Send + Unpin + 'static> Shipper<W> {
 
     async fn write(&self, batch: Batch) -> Result<(), ShipError> {
         let bytes = batch.lines.concat();
-        {
-            let mut sink = self.sink.lock().await;
-            sink.write_all(&bytes).await?;
-            sink.flush().await?;
-        }
+        self.sink.lock().await.write(&bytes).await?;
         let counters = &self.shared.counters;
         counters.log_records.fetch_add(batch.lines.len() as u64, Relaxed);
         counters.log_bytes.fetch_add(bytes.len() as u64, Relaxed);
@@ -227,5 +270,31 @@ pub(crate) async fn acknowledge(shared: Arc<Shared>, session: Session, mut posit
                 sleep(backoff.next()).await;
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, duplex};
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_write_that_was_given_up_does_not_spoil_the_next_line() {
+        let (mut reader, out) = duplex(4);
+        let mut sink = Sink::new(out);
+        timeout(Duration::from_secs(1), sink.write(b"{\"long\": 1}\n")).await.unwrap_err();
+        let (written, read) = tokio::join!(
+            async {
+                sink.write(b"{}\n").await.unwrap();
+                drop(sink);
+            },
+            async {
+                let mut text = String::new();
+                reader.read_to_string(&mut text).await.unwrap();
+                text
+            }
+        );
+        assert_eq!((written, read.as_str()), ((), "{\"lo\n{}\n"));
     }
 }

@@ -1,6 +1,6 @@
 //! `enclave-host-proxy`: parse, run, exit code.
 
-use std::{process::ExitCode, time::Duration};
+use std::{io::Write, process::ExitCode, time::Duration};
 
 use clap::Parser;
 use enclave_host_proxy::{Cli, Exit, execute};
@@ -10,7 +10,8 @@ fn main() -> ExitCode {
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
-            tracing::error!(%error, "no runtime");
+            // Nobody is left to be told that stderr is closed.
+            writeln!(std::io::stderr(), "there is no runtime: {error}").ok();
             return Exit::Invalid.into();
         }
     };

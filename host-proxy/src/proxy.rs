@@ -7,7 +7,7 @@ use enclave_protocol::{
     transport::{Guest, HostListener},
 };
 use tokio::{
-    io::{AsyncWrite, AsyncWriteExt},
+    io::AsyncWrite,
     net::{TcpListener, UnixListener},
     sync::{Mutex, mpsc, watch},
     task::JoinSet,
@@ -26,6 +26,7 @@ use crate::{
     health::Health,
     http, ingress,
     instance::instance_id,
+    logs::Sink,
     metrics_page::{MetricsPage, Samples},
     monitor::Source,
     policy::Policy,
@@ -159,7 +160,7 @@ impl Proxy {
         let mut servers = JoinSet::new();
         let (admin_open, admin_guard) = watch::channel(());
         serve_pages(&mut servers, &shared, metrics, health, admin, admin_guard);
-        let sink = Arc::new(Mutex::new(stdout));
+        let sink = Arc::new(Mutex::new(Sink::new(stdout)));
         let mut boots = Boots { args, source, shared: Arc::clone(&shared), stops, sink: Arc::clone(&sink) };
         let ended = tokio::select! {
             ended = boots.run(stored) => ended,
@@ -174,6 +175,7 @@ impl Proxy {
         last_words(&sink, &line).await;
         // `drain` waits for the end on the admin socket; it hears it before the socket closes.
         timeout(LAST_WORDS, admin_open.closed()).await.ok();
+        servers.shutdown().await;
         ended.exit
     }
 }
@@ -212,12 +214,8 @@ fn serve_pages(
 }
 
 /// The last line goes to stdout, or to stderr where stdout takes nothing any more.
-async fn last_words<W: AsyncWrite + Unpin>(sink: &Mutex<W>, line: &str) {
-    let written = timeout(LAST_WORDS, async {
-        let mut sink = sink.lock().await;
-        sink.write_all(line.as_bytes()).await?;
-        sink.flush().await
-    });
+async fn last_words<W: AsyncWrite + Unpin>(sink: &Mutex<Sink<W>>, line: &str) {
+    let written = timeout(LAST_WORDS, async { sink.lock().await.write(line.as_bytes()).await });
     if !matches!(written.await, Ok(Ok(()))) {
         crate::say(line);
     }
@@ -229,7 +227,7 @@ struct Boots<W> {
     source: Source,
     shared: Arc<Shared>,
     stops: mpsc::Receiver<Stop>,
-    sink: Arc<Mutex<W>>,
+    sink: Arc<Mutex<Sink<W>>>,
 }
 
 impl<W: AsyncWrite + Send + Unpin + 'static> Boots<W> {
@@ -262,8 +260,10 @@ impl<W: AsyncWrite + Send + Unpin + 'static> Boots<W> {
                 return Ok(Next::End(Ended { exit: Exit::Ok, reason }));
             }
         };
-        let known = stored.filter(|session| session.boot_id == status.boot_id && status.digest.is_some());
-        let (session, _ways) = if let Some(session) = known {
+        let known = stored.filter(|session| {
+            session.boot_id == status.boot_id && status.digest.as_ref() == Some(&session.digest)
+        });
+        let (session, mut ways) = if let Some(session) = known {
             tracing::info!(
                 boot_id = session.boot_id,
                 log_seq = session.log_seq,
@@ -287,6 +287,8 @@ impl<W: AsyncWrite + Send + Unpin + 'static> Boots<W> {
         let over =
             session::serve(&self.shared, self.source.clone(), &session, &self.sink, &mut self.stops, limits)
                 .await;
+        // Their ports are free again before another boot listens on them.
+        ways.shutdown().await;
         self.shared.view.send_modify(|view| {
             view.session = None;
             view.drift = None;

@@ -248,7 +248,7 @@ mod tests {
 
     #[test]
     fn a_person_sees_at_a_glance_what_is_wrong() {
-        expect![[r#"
+        expect![[r"
             hello  Running, not ready  (pod-1)
             cpu 12.5 %  memory -
             digest abc
@@ -258,7 +258,7 @@ mod tests {
             fastapi    BackingOff  no     12        signal 9 (OOM)  CrashLoopBackOff, again in 20s  10s
 
             ! PolicyOpen: any manifest is accepted
-        "#]]
+        "]]
         .assert_eq(&report().table());
     }
 

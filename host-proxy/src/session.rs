@@ -13,9 +13,10 @@ use tokio::{
 use crate::{
     backoff::Backoff,
     exit::Exit,
-    logs::{self, Shipper},
+    logs::{self, Shipper, Sink},
     monitor::{self, Source},
     state::{Durability, Session},
+    throttle::Throttle,
     view::{Shared, Stop, View},
 };
 
@@ -25,6 +26,10 @@ const DRAIN_SLACK: Duration = Duration::from_secs(15);
 const DRAIN_SILENCE_MAX: Duration = Duration::from_secs(10);
 /// How long the rest of the log may take: the enclave waits 5 s for all of it.
 const REST_OF_LOG: Duration = Duration::from_secs(3);
+/// How long the end may take in all: the enclave waits for its plugins' last output, then 5 s for us.
+const END_MAX: Duration = Duration::from_secs(8);
+/// Time between two looks whether the enclave is gone.
+const END_POLL: Duration = Duration::from_millis(100);
 /// How long the last acknowledgement may take.
 const LAST_ACK: Duration = Duration::from_secs(2);
 
@@ -47,11 +52,11 @@ pub(crate) struct Limits {
 }
 
 /// The tasks of a session. Dropping it ends them.
-struct Tasks {
+struct Tasks<W> {
     /// Loops that do not end by themselves.
     loops: JoinSet<()>,
-    /// The log shipper; it answers whether it got everything.
-    shipping: JoinSet<bool>,
+    /// The log shipper; it comes back when it is told to finish.
+    shipping: JoinSet<Shipper<W>>,
     /// Tells the shipper to come to its end.
     finish: watch::Sender<bool>,
     /// Log records up to here are written.
@@ -70,7 +75,7 @@ pub(crate) async fn serve<W: AsyncWrite + Send + Unpin + 'static>(
     shared: &Arc<Shared>,
     source: Source,
     session: &Session,
-    sink: &Arc<Mutex<W>>,
+    sink: &Arc<Mutex<Sink<W>>>,
     stops: &mut mpsc::Receiver<Stop>,
     limits: Limits,
 ) -> Over {
@@ -78,17 +83,15 @@ pub(crate) async fn serve<W: AsyncWrite + Send + Unpin + 'static>(
     let mut view = shared.view.subscribe();
     let mut drain: Option<Drain> = None;
     loop {
-        let answered = {
+        let (now, answered) = {
             let view = view.borrow_and_update();
-            match outcome(&view, session) {
-                Outcome::Running => view.answered,
-                Outcome::Rebooted => return Over::Rebooted,
-                Outcome::Ended(status) => {
-                    drop(view);
-                    return tasks.end(shared, session, status).await;
-                }
-            }
+            (outcome(&view, session), view.answered)
         };
+        match now {
+            Outcome::Running => {}
+            Outcome::Rebooted => return Over::Rebooted,
+            Outcome::Ended(status) => return tasks.end(shared, session, *status).await,
+        }
         let silence = if drain.is_some() { limits.silence.min(DRAIN_SILENCE_MAX) } else { limits.silence };
         let silent_at = answered.unwrap_or_else(Instant::now) + silence;
         let drain_at = drain.as_ref().map_or(silent_at, |drain| drain.deadline);
@@ -129,7 +132,7 @@ fn ended_early<T>(joined: Result<T, JoinError>) {
 enum Outcome {
     Running,
     Rebooted,
-    Ended(Status),
+    Ended(Box<Status>),
 }
 
 fn outcome(view: &View, session: &Session) -> Outcome {
@@ -140,17 +143,12 @@ fn outcome(view: &View, session: &Session) -> Outcome {
     match status.phase {
         // A status from before the manifest was accepted may still be the newest one.
         Phase::AwaitingManifest | Phase::Running | Phase::Stopping => Outcome::Running,
-        Phase::Completed | Phase::Failed => Outcome::Ended(status.clone()),
+        Phase::Completed | Phase::Failed => Outcome::Ended(Box::new(status.clone())),
     }
 }
 
-impl Tasks {
-    fn start<W: AsyncWrite + Send + Unpin + 'static>(
-        shared: &Arc<Shared>,
-        source: Source,
-        session: &Session,
-        sink: &Arc<Mutex<W>>,
-    ) -> Self {
+impl<W: AsyncWrite + Send + Unpin + 'static> Tasks<W> {
+    fn start(shared: &Arc<Shared>, source: Source, session: &Session, sink: &Arc<Mutex<Sink<W>>>) -> Self {
         let refresh = Arc::new(Notify::new());
         let (position, written) = watch::channel(session.log_seq);
         let (finish, finishing) = watch::channel(false);
@@ -159,6 +157,7 @@ impl Tasks {
             sink: Arc::clone(sink),
             session: session.clone(),
             position,
+            failures: Throttle::default(),
         };
         let mut shipping = JoinSet::new();
         shipping.spawn(shipper.run(finishing));
@@ -171,39 +170,70 @@ impl Tasks {
         Self { loops, shipping, finish, written, draining: JoinSet::new() }
     }
 
-    /// The workload is over: the rest of the log, then the acknowledgement of the log and of `status`.
+    /// The workload is over: the rest of the log, and the acknowledgement of the log and of the status, again as
+    /// long as more comes, until the enclave is satisfied and powers off.
     async fn end(mut self, shared: &Shared, session: &Session, status: Status) -> Over {
+        let deadline = Instant::now() + END_MAX;
         self.finish.send_replace(true);
-        let rest = timeout(REST_OF_LOG, self.shipping.join_next()).await;
-        let complete = matches!(rest, Ok(Some(Ok(true))));
+        let shipper = match timeout(REST_OF_LOG, self.shipping.join_next()).await {
+            Ok(Some(Ok(shipper))) => Some(shipper),
+            Ok(Some(Err(_)) | None) | Err(_) => None,
+        };
         self.loops.shutdown().await;
-        let written = *self.written.borrow();
-        // Everything up to `status.log_seq` was there before the last pass; what that pass did not bring stays
-        // inside by the manifest's word and waits for nobody.
-        let log_seq = if complete { written.max(status.log_seq) } else { written };
-        if !complete {
-            tracing::warn!(written, newest = status.log_seq, "the log could not be shipped to its end");
-        }
-        if let Err(error) = shared.persist(session, log_seq, Durability::Process).await {
-            tracing::warn!(%error, "the log position cannot be stored");
-        }
-        let ack = AckRequest { boot_id: session.boot_id.clone(), log_seq, status_seq: Some(status.seq) };
-        let acknowledged = timeout(LAST_ACK, async {
-            let mut backoff = Backoff::default();
-            while let Err(error) = shared.control.ack(&ack, &session.token).await {
-                tracing::debug!(%error, "the last acknowledgement failed");
-                sleep(backoff.next()).await;
+        let phase = status.phase;
+        let mut status = status;
+        let mut acknowledged = None;
+        loop {
+            let complete = match &shipper {
+                Some(shipper) => timeout(REST_OF_LOG, shipper.rest()).await.unwrap_or(false),
+                None => false,
+            };
+            // Everything up to `status.log_seq` was there before this pass; what the pass did not bring stays
+            // inside by the manifest's word and waits for nobody.
+            let written = *self.written.borrow();
+            let log_seq = if complete { written.max(status.log_seq) } else { written };
+            if acknowledged != Some((log_seq, status.seq)) {
+                last_ack(shared, session, log_seq, status.seq).await;
+                acknowledged = Some((log_seq, status.seq));
             }
-        });
-        if acknowledged.await.is_err() {
-            tracing::warn!("the enclave did not take the last acknowledgement");
+            if !complete {
+                tracing::warn!(log_seq, newest = status.log_seq, "the log could not be shipped to its end");
+                break;
+            }
+            sleep(END_POLL).await;
+            match shared.control.status().await {
+                Ok(newer) if newer.boot_id == session.boot_id && Instant::now() < deadline => {
+                    shared.view.send_modify(|view| view.status = Some(newer.clone()));
+                    status = newer;
+                }
+                // It powered off, which is what is waited for, or it takes too long.
+                Ok(_) | Err(_) => break,
+            }
         }
-        match status.phase {
+        match phase {
             Phase::Failed => Over::Ended(Exit::WorkloadFailed, "the workload failed".to_owned()),
             Phase::AwaitingManifest | Phase::Running | Phase::Stopping | Phase::Completed => {
                 Over::Ended(Exit::Ok, "the workload completed".to_owned())
             }
         }
+    }
+}
+
+/// Stores the position and acknowledges it with the status, trying again for a while.
+async fn last_ack(shared: &Shared, session: &Session, log_seq: u64, status_seq: u64) {
+    if let Err(error) = shared.persist(session, log_seq, Durability::Process).await {
+        tracing::warn!(%error, "the log position cannot be stored");
+    }
+    let ack = AckRequest { boot_id: session.boot_id.clone(), log_seq, status_seq: Some(status_seq) };
+    let acknowledged = timeout(LAST_ACK, async {
+        let mut backoff = Backoff::default();
+        while let Err(error) = shared.control.ack(&ack, &session.token).await {
+            tracing::debug!(%error, "the last acknowledgement failed");
+            sleep(backoff.next()).await;
+        }
+    });
+    if acknowledged.await.is_err() {
+        tracing::warn!("the enclave did not take the last acknowledgement");
     }
 }
 

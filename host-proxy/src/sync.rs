@@ -119,7 +119,7 @@ pub(crate) async fn put_manifest(
     let deadline = Instant::now() + limit;
     let mut backoff = Backoff::default();
     let accepted = loop {
-        let error = match shared.control.put_manifest(&request, None).await {
+        let error = match shared.control.put_manifest(&request).await {
             Ok(accepted) => break accepted,
             Err(ControlError::Refused(problem)) if (400..500).contains(&problem.status) => {
                 return Err(SyncError::refused(manifest, &problem));
