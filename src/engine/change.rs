@@ -172,7 +172,9 @@ impl fmt::Display for Change {
             Self::SpawnFailed { error, .. } => write!(f, "could not be started: {error}"),
             Self::BackOff { n, delay, .. } if delay.is_zero() => write!(f, "restart {n} at once"),
             Self::BackOff { n, delay, .. } => write!(f, "restart {n} in {}", Seconds(*delay)),
-            Self::CrashLoop { .. } => f.write_str("ended again soon after its restart: in a crash loop"),
+            Self::CrashLoop { .. } => {
+                f.write_str("restarted again without a long run in between: in a crash loop")
+            }
             Self::Steady { .. } => f.write_str("runs longer than it last waited: out of its crash loop"),
             Self::Completed { .. } => f.write_str("succeeded and stays down"),
             Self::Failed { .. } => f.write_str("failed and stays down"),

@@ -66,12 +66,11 @@ impl Play {
         Self { engine: Engine::new(specs, 1), runs: vec![RunId(0); names.len()], names, told: String::new() }
     }
 
-    /// Lets the timer fire as often as it is due before `until`, then passes the event on.
-    fn step(&mut self, until: Moment, event: Event) {
-        while let Some(due) = self.engine.next_deadline().filter(|due| *due < until) {
+    /// Lets the timer fire as often as it is due.
+    fn pass_time(&mut self, until: Moment) {
+        while let Some(due) = self.engine.next_deadline().filter(|due| *due <= until) {
             self.tell(due, Event::DeadlineReached);
         }
-        self.tell(until, event);
     }
 
     fn tell(&mut self, now: Moment, event: Event) {
@@ -95,16 +94,14 @@ impl Play {
     /// or `oom`.
     fn line(&mut self, line: &str) {
         let words: Vec<_> = line.split_whitespace().collect();
-        let [time, subject, rest @ ..] = words[..] else { panic!("not a line: {line}") };
+        let [time, subject, ref rest @ ..] = words[..] else { panic!("not a line: {line}") };
         let now = moment(time);
+        self.pass_time(now);
         let event = match (subject, rest) {
             ("start", []) => Event::Start,
             ("tick", []) => Event::DeadlineReached,
             ("drain", [seconds]) => Event::Drain { grace: moment(seconds).0 },
-            ("status", []) => {
-                self.step(now, Event::DeadlineReached);
-                return self.status(now);
-            }
+            ("status", []) => return self.status(now),
             (name, [what]) => {
                 let index = self.names.iter().position(|other| other == name).unwrap();
                 let (plugin, run) = (PluginId(index), self.runs[index]);
@@ -125,7 +122,7 @@ impl Play {
             }
             other => panic!("not an event: {other:?}"),
         };
-        self.step(now, event);
+        self.tell(now, event);
     }
 
     fn status(&mut self, now: Moment) {
