@@ -70,7 +70,7 @@
 //! - **Start.** Telemetry, then services, then user plugins. A later role starts when every plugin of the earlier ones is
 //!   *settled*: its first spawn has been answered, however; or has gone unanswered for [`SPAWN_PATIENCE`]; or it waits for
 //!   a dependency that is itself settled without being ready, or that belongs to a later role. So nothing that telemetry
-//!   or a service does can hold back the workload for longer than that.
+//!   or a service does can hold back the workload for longer than that. A role that may start once may start for good.
 //! - **Dependencies** gate the first start only; a restart does not wait for them again. Ready, or completed, will do.
 //! - **End of the workload.** When every user plugin is `Blocked`, `Completed` or `Failed`, the rest is stopped as a drain
 //!   stops it, with time enough for everyone's full grace. No user plugins at all count as completed.
@@ -125,6 +125,9 @@ pub struct Engine {
     /// The latest moment seen: time does not go back, whatever is passed in.
     now: Moment,
     run_last: RunId,
+    /// The latest role whose plugins may start. Once open it stays so: a service that starts late, behind a
+    /// dependency, does not hold back the user plugins that are still to come.
+    open: Role,
     deadline: Option<Moment>,
 }
 
@@ -142,6 +145,7 @@ impl Engine {
             phase: Phase::Idle,
             now: Moment::default(),
             run_last: RunId(0),
+            open: Role::Telemetry,
             deadline: None,
         }
     }
@@ -256,9 +260,10 @@ impl Engine {
     fn start_in_order(&mut self, out: &mut Vec<Effect>) {
         let Phase::Running = self.phase else { return };
         for role in Role::START_ORDER {
-            if !self.earlier_roles_settled(role) {
+            if role > self.open && !self.earlier_roles_settled(role) {
                 return;
             }
+            self.open = self.open.max(role);
             for &index in &self.order.start {
                 let plugin = &self.plugins[index];
                 let ready = |&PluginId(other): &PluginId| self.plugins[other].satisfies_dependants();

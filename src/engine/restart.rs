@@ -38,13 +38,15 @@ pub(super) fn decide(
     }
 }
 
+/// Waits longer than this count as this: 292 years, which leaves room to compute in 128 bits.
+const WAIT_NANOS_MAX: u128 = i64::MAX as u128;
+
 /// What restart `n` waits, jitter included.
 pub(super) fn delay(curve: &RestartCurve, n: u32, random: &mut Random) -> Duration {
     const BILLION: u128 = 1_000_000_000;
     // In billionths, so that even a wait of an hour is spread in steps of microseconds.
     let jitter = curve.jitter_milli.min(1000) * 1_000_000;
     let stretch = BILLION - u128::from(jitter) + u128::from(random.up_to(2 * jitter));
-    // A Duration has at most 94 bits of nanoseconds and the stretch 31: their product fits.
     from_nanos(base_delay(curve, n).as_nanos() * stretch / BILLION)
 }
 
@@ -53,29 +55,28 @@ pub(super) fn delay(curve: &RestartCurve, n: u32, random: &mut Random) -> Durati
 /// The power is taken step by step and left as soon as it cannot change the result any more: at `max_delay` when it
 /// grows, at a fixed point when it does not. Even a factor of 1.001 gets there within 70,000 steps from one nanosecond.
 pub(super) fn base_delay(curve: &RestartCurve, n: u32) -> Duration {
+    /// So many bits below the nanosecond that thousands of roundings stay below it.
+    const FRACTION_BITS: u32 = 32;
     if n < 2 {
         return Duration::ZERO;
     }
-    let factor = u128::from(curve.factor_milli);
-    let max = curve.max_delay.as_nanos();
-    let mut nanos = curve.initial_delay.as_nanos();
+    let fixed = |wait: Duration| wait.as_nanos().min(WAIT_NANOS_MAX) << FRACTION_BITS;
+    let (factor, max) = (u128::from(curve.factor_milli), fixed(curve.max_delay));
+    let mut wait = fixed(curve.initial_delay);
     for _ in 2..n {
-        let grown_enough = factor >= 1000 && nanos >= max;
-        // At most 94 bits times 32: a growing value was below max_delay before, a shrinking one only gets smaller.
-        let next = nanos * factor / 1000;
-        if grown_enough || next == nanos {
+        // 63 bits of nanoseconds, 32 of fraction, 32 of factor: a growing wait was below the maximum before, a
+        // shrinking one only gets smaller.
+        let next = wait * factor / 1000;
+        if (factor >= 1000 && wait >= max) || next == wait {
             break;
         }
-        nanos = next;
+        wait = next;
     }
-    from_nanos(nanos.min(max))
+    from_nanos(wait.min(max) >> FRACTION_BITS)
 }
 
 fn from_nanos(nanos: u128) -> Duration {
-    const NANOS: u128 = 1_000_000_000;
-    let Ok(seconds) = u64::try_from(nanos / NANOS) else { return Duration::MAX };
-    let below = u32::try_from(nanos % NANOS).expect("invariant: a remainder of a billion fits in 32 bits");
-    Duration::new(seconds, below)
+    Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX))
 }
 
 #[cfg(test)]
@@ -125,14 +126,14 @@ mod tests {
             ..curve(0, u32::MAX, 0, 1000)
         };
         for n in far {
-            assert!(delay(&endless, n, &mut Random::new(1, 1)) <= Duration::MAX);
+            assert!(delay(&endless, n, &mut Random::new(1, 1)).as_nanos() <= 2 * WAIT_NANOS_MAX);
         }
         let slow = RestartCurve {
             initial_delay: Duration::from_micros(1),
             max_delay: Duration::MAX,
             ..curve(0, 1001, 0, 0)
         };
-        assert_eq!(base_delay(&slow, u32::MAX), Duration::MAX);
+        assert_eq!(base_delay(&slow, u32::MAX).as_nanos(), WAIT_NANOS_MAX);
     }
 
     #[test]

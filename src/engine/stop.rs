@@ -110,7 +110,10 @@ impl Engine {
                 later_roles_over = all_over;
             }
             if later_roles_over && self.order.dependants[index].iter().all(|&other| over[other]) {
-                if plugin.desired == Desired::Finish {
+                // The grace of a process that comes up during its turn counts from then.
+                let came_up =
+                    matches!((plugin.desired, plugin.actual), (Desired::Stop { .. }, Actual::Running { .. }));
+                if plugin.desired == Desired::Finish || came_up {
                     plugin.desired = plan.turn(index, self.now, plugin.spec.grace);
                 }
                 plugin.pursue_stop(self.now, out);

@@ -18,24 +18,24 @@ fn the_first_restart_is_immediate_and_the_others_follow_the_curve() {
          8.5 app fail
          9 status",
         &expect![[r#"
-               0.000 app  SPAWN
-               0.000 app  Started: started as pid 1
-               5.000 app  Exited: ended by signal 9 after 5.000s
-               5.000 app  BackOff: restart 1 at once
-               5.000 app  SPAWN
-               5.100 app  Started: started as pid 2, restart 1
-               5.200 app  Exited: exited with code 1 after 0.100s
-               5.200 app  BackOff: restart 2 in 1.000s
-               5.200 app  CrashLoop: restarted again without a long run in between: in a crash loop
-               6.200 app  SPAWN
-               6.300 app  Started: started as pid 3, restart 2
-               6.400 app  Exited: killed for want of memory after 0.100s
-               6.400 app  BackOff: restart 3 in 2.000s
-               8.400 app  SPAWN
-               8.500 app  SpawnFailed: could not be started: exec: errno 2
-               8.500 app  BackOff: restart 4 in 4.000s
-               9.000 = Running, ready false
-                     app  BackingOff since 8.5, CrashLoopBackOff, ready false, restarts 3
+            0.000    app  SPAWN
+            0.000    app  Started: started as pid 1
+            5.000    app  Exited: ended by signal 9 after 5.000s
+            5.000    app  BackOff: restart 1 at once
+            5.000    app  SPAWN
+            5.100    app  Started: started as pid 2, restart 1
+            5.200    app  Exited: exited with code 1 after 0.100s
+            5.200    app  BackOff: restart 2 in 1.000s
+            5.200    app  CrashLoop: restarted again without a long run in between: in a crash loop
+            6.200    app  SPAWN
+            6.300    app  Started: started as pid 3, restart 2
+            6.400    app  Exited: killed for want of memory after 0.100s
+            6.400    app  BackOff: restart 3 in 2.000s
+            8.400    app  SPAWN
+            8.500    app  SpawnFailed: could not be started: exec: errno 2
+            8.500    app  BackOff: restart 4 in 4.000s
+            9.000    = Running, ready false
+            9.000    = app  BackingOff since 8.5, CrashLoopBackOff, ready false, restarts 3
         "#]],
     );
 }
@@ -55,27 +55,27 @@ fn a_crash_loop_is_left_by_running_longer_than_the_last_wait_and_n_goes_on() {
          5 app code=1
          6 status",
         &expect![[r#"
-               0.000 app  SPAWN
-               0.000 app  Started: started as pid 1
-               1.000 app  Exited: exited with code 1 after 1.000s
-               1.000 app  BackOff: restart 1 at once
-               1.000 app  SPAWN
-               1.000 app  Started: started as pid 2, restart 1
-               2.000 app  Exited: exited with code 1 after 1.000s
-               2.000 app  BackOff: restart 2 in 1.000s
-               2.000 app  CrashLoop: restarted again without a long run in between: in a crash loop
-               3.000 app  SPAWN
-               3.000 app  Started: started as pid 3, restart 2
-               3.500 = Running, ready false
-                     app  Running since 3, CrashLoopBackOff, ready false, restarts 2
-               4.000 app  Steady: runs longer than it last waited: out of its crash loop
-               4.500 = Running, ready true
-                     app  Running since 3, -, ready true, restarts 2
-               5.000 app  Exited: exited with code 1 after 2.000s
-               5.000 app  BackOff: restart 3 in 2.000s
-               5.000 app  CrashLoop: restarted again without a long run in between: in a crash loop
-               6.000 = Running, ready false
-                     app  BackingOff since 5, CrashLoopBackOff, ready false, restarts 2
+            0.000    app  SPAWN
+            0.000    app  Started: started as pid 1
+            1.000    app  Exited: exited with code 1 after 1.000s
+            1.000    app  BackOff: restart 1 at once
+            1.000    app  SPAWN
+            1.000    app  Started: started as pid 2, restart 1
+            2.000    app  Exited: exited with code 1 after 1.000s
+            2.000    app  BackOff: restart 2 in 1.000s
+            2.000    app  CrashLoop: restarted again without a long run in between: in a crash loop
+            3.000    app  SPAWN
+            3.000    app  Started: started as pid 3, restart 2
+            3.500    = Running, ready false
+            3.500    = app  Running since 3, CrashLoopBackOff, ready false, restarts 2
+            4.000    app  Steady: runs longer than it last waited: out of its crash loop
+            4.500    = Running, ready true
+            4.500    = app  Running since 3, -, ready true, restarts 2
+            5.000    app  Exited: exited with code 1 after 2.000s
+            5.000    app  BackOff: restart 3 in 2.000s
+            5.000    app  CrashLoop: restarted again without a long run in between: in a crash loop
+            6.000    = Running, ready false
+            6.000    = app  BackingOff since 5, CrashLoopBackOff, ready false, restarts 2
         "#]],
     );
 }
@@ -97,35 +97,35 @@ fn n_starts_over_after_a_run_of_reset_after() {
          605 app up
          606 app code=1",
         &expect![[r#"
-               0.000 app  SPAWN
-               0.000 app  Started: started as pid 1
-               1.000 app  Exited: exited with code 1 after 1.000s
-               1.000 app  BackOff: restart 1 at once
-               1.000 app  SPAWN
-               1.000 app  Started: started as pid 2, restart 1
-               2.000 app  Exited: exited with code 1 after 1.000s
-               2.000 app  BackOff: restart 2 in 1.000s
-               2.000 app  CrashLoop: restarted again without a long run in between: in a crash loop
-               3.000 app  SPAWN
-               3.000 app  Started: started as pid 3, restart 2
-               4.000 app  Steady: runs longer than it last waited: out of its crash loop
-             602.999 = Running, ready true
-                     app  Running since 3, -, ready true, restarts 2
-             603.000 app  Exited: exited with code 1 after 600.000s
-             603.000 app  BackOff: restart 1 at once
-             603.000 app  SPAWN
-             603.000 app  Started: started as pid 4, restart 3
-             604.000 app  Exited: exited with code 1 after 1.000s
-             604.000 app  BackOff: restart 2 in 1.000s
-             604.000 app  CrashLoop: restarted again without a long run in between: in a crash loop
-             605.000 app  SPAWN
-             605.000 app  Started: started as pid 5, restart 4
-             606.000 app  Steady: runs longer than it last waited: out of its crash loop
-             606.000 app  Exited: exited with code 1 after 1.000s
-             606.000 app  GaveUp: stays down: all 2 restarts are spent
-             606.000 -    WorkloadEnded: no user plugin can run again: failed
-             606.000 -    End: failed
-             606.000 -    END Failed
+            0.000    app  SPAWN
+            0.000    app  Started: started as pid 1
+            1.000    app  Exited: exited with code 1 after 1.000s
+            1.000    app  BackOff: restart 1 at once
+            1.000    app  SPAWN
+            1.000    app  Started: started as pid 2, restart 1
+            2.000    app  Exited: exited with code 1 after 1.000s
+            2.000    app  BackOff: restart 2 in 1.000s
+            2.000    app  CrashLoop: restarted again without a long run in between: in a crash loop
+            3.000    app  SPAWN
+            3.000    app  Started: started as pid 3, restart 2
+            4.000    app  Steady: runs longer than it last waited: out of its crash loop
+            602.999  = Running, ready true
+            602.999  = app  Running since 3, -, ready true, restarts 2
+            603.000  app  Exited: exited with code 1 after 600.000s
+            603.000  app  BackOff: restart 1 at once
+            603.000  app  SPAWN
+            603.000  app  Started: started as pid 4, restart 3
+            604.000  app  Exited: exited with code 1 after 1.000s
+            604.000  app  BackOff: restart 2 in 1.000s
+            604.000  app  CrashLoop: restarted again without a long run in between: in a crash loop
+            605.000  app  SPAWN
+            605.000  app  Started: started as pid 5, restart 4
+            606.000  app  Steady: runs longer than it last waited: out of its crash loop
+            606.000  app  Exited: exited with code 1 after 1.000s
+            606.000  app  GaveUp: stays down: all 2 restarts are spent
+            606.000  -    WorkloadEnded: no user plugin can run again: failed
+            606.000  -    End: failed
+            606.000  -    END Failed
         "#]],
     );
 }
@@ -150,30 +150,30 @@ fn policies_decide_by_how_a_run_ended_and_the_last_user_plugin_ends_the_deployme
          4.5 t code=0
          5 status",
         &expect![[r#"
-               0.000 t    SPAWN
-               0.000 t    Started: started as pid 1
-               0.000 job  SPAWN
-               0.000 once SPAWN
-               0.000 bad  SPAWN
-               0.000 job  Started: started as pid 2
-               0.000 once Started: started as pid 3
-               0.000 bad  Started: started as pid 4
-               1.000 job  Exited: exited with code 0 after 1.000s
-               1.000 job  Completed: succeeded and stays down
-               2.000 once Exited: exited with code 3 after 2.000s
-               2.000 once BackOff: restart 1 at once
-               2.000 once SPAWN
-               2.000 once Started: started as pid 5, restart 1
-               3.000 once Exited: exited with code 0 after 1.000s
-               3.000 once Completed: succeeded and stays down
-               4.500 t    Exited: exited with code 0 after 4.500s
-               4.500 t    BackOff: restart 1 at once
-               4.500 t    SPAWN
-               5.000 = Running, ready true
-                     t    Starting since 4.5, -, ready false, restarts 1
-                     job  Completed since 1, Completed, ready false, restarts 0
-                     once Completed since 3, Completed, ready false, restarts 1
-                     bad  Running since 0, -, ready true, restarts 0
+            0.000    t    SPAWN
+            0.000    t    Started: started as pid 1
+            0.000    job  SPAWN
+            0.000    once SPAWN
+            0.000    bad  SPAWN
+            0.000    job  Started: started as pid 2
+            0.000    once Started: started as pid 3
+            0.000    bad  Started: started as pid 4
+            1.000    job  Exited: exited with code 0 after 1.000s
+            1.000    job  Completed: succeeded and stays down
+            2.000    once Exited: exited with code 3 after 2.000s
+            2.000    once BackOff: restart 1 at once
+            2.000    once SPAWN
+            2.000    once Started: started as pid 5, restart 1
+            3.000    once Exited: exited with code 0 after 1.000s
+            3.000    once Completed: succeeded and stays down
+            4.500    t    Exited: exited with code 0 after 4.500s
+            4.500    t    BackOff: restart 1 at once
+            4.500    t    SPAWN
+            5.000    = Running, ready true
+            5.000    = t    Starting since 4.5, -, ready false, restarts 1
+            5.000    = job  Completed since 1, Completed, ready false, restarts 0
+            5.000    = once Completed since 3, Completed, ready false, restarts 1
+            5.000    = bad  Running since 0, -, ready true, restarts 0
         "#]],
     );
 }
@@ -193,23 +193,23 @@ fn roles_start_one_after_the_other_and_a_failing_telemetry_holds_nobody_back() {
          2 log up
          3 auth up",
         &expect![[r#"
-               0.000 t    SPAWN
-               1.000 t    SpawnFailed: could not be started: exec: errno 2
-               1.000 t    BackOff: restart 1 at once
-               1.000 t    SPAWN
-               1.000 log  SPAWN
-               1.500 t    SpawnFailed: could not be started: exec: errno 2
-               1.500 t    BackOff: restart 2 in 1.000s
-               1.500 t    CrashLoop: restarted again without a long run in between: in a crash loop
-               2.000 log  SpawnFailed: could not be started: exec: errno 2
-               2.000 log  BackOff: restart 1 at once
-               2.000 log  SPAWN
-               2.000 app  SPAWN
-               2.000 app  Started: started as pid 5
-               2.000 log  Started: started as pid 4, restart 1
-               2.000 auth SPAWN
-               2.500 t    SPAWN
-               3.000 auth Started: started as pid 6
+            0.000    t    SPAWN
+            1.000    t    SpawnFailed: could not be started: exec: errno 2
+            1.000    t    BackOff: restart 1 at once
+            1.000    t    SPAWN
+            1.000    log  SPAWN
+            1.500    t    SpawnFailed: could not be started: exec: errno 2
+            1.500    t    BackOff: restart 2 in 1.000s
+            1.500    t    CrashLoop: restarted again without a long run in between: in a crash loop
+            2.000    log  SpawnFailed: could not be started: exec: errno 2
+            2.000    log  BackOff: restart 1 at once
+            2.000    log  SPAWN
+            2.000    app  SPAWN
+            2.000    app  Started: started as pid 5
+            2.000    log  Started: started as pid 4, restart 1
+            2.000    auth SPAWN
+            2.500    t    SPAWN
+            3.000    auth Started: started as pid 6
         "#]],
     );
 }
@@ -224,15 +224,15 @@ fn a_spawn_that_is_never_answered_holds_the_workload_back_for_a_while_only() {
          11 app code=0
          40 tick",
         &expect![[r#"
-               0.000 t    SPAWN
-              10.000 app  SPAWN
-              10.500 app  Started: started as pid 2
-              11.000 app  Exited: exited with code 0 after 0.500s
-              11.000 app  Completed: succeeded and stays down
-              11.000 -    WorkloadEnded: no user plugin can run again: completed
-              26.000 t    Unkillable: did not end in time; the stop goes on without it
-              26.000 -    End: completed
-              26.000 -    END Completed
+            0.000    t    SPAWN
+            10.000   app  SPAWN
+            10.500   app  Started: started as pid 2
+            11.000   app  Exited: exited with code 0 after 0.500s
+            11.000   app  Completed: succeeded and stays down
+            11.000   -    WorkloadEnded: no user plugin can run again: completed
+            26.000   t    Unkillable: did not end in time; the stop goes on without it
+            26.000   -    End: completed
+            26.000   -    END Completed
         "#]],
     );
 }
@@ -256,34 +256,34 @@ fn a_plugin_waits_until_its_dependencies_are_ready_or_have_completed() {
          3 db code=1
          3 status",
         &expect![[r#"
-               0.000 init SPAWN
-               0.000 db   SPAWN
-               0.000 init Started: started as pid 1
-               0.000 init Exited: exited with code 0 after 0.000s
-               0.000 init Completed: succeeded and stays down
-               0.000 db   Started: started as pid 2
-               0.000 app  SPAWN
-               0.000 db   Exited: exited with code 1 after 0.000s
-               0.000 db   BackOff: restart 1 at once
-               0.000 db   SPAWN
-               0.100 db   SpawnFailed: could not be started: exec: errno 2
-               0.100 db   BackOff: restart 2 in 1.000s
-               0.100 db   CrashLoop: restarted again without a long run in between: in a crash loop
-               1.100 db   SPAWN
-               1.100 = Running, ready false
-                     init Completed since 0, Completed, ready false, restarts 0
-                     db   Starting since 1.1, CrashLoopBackOff, ready false, restarts 2
-                     app  Starting since 0, -, ready false, restarts 0
-               1.200 db   Started: started as pid 5, restart 2
-               2.200 db   Steady: runs longer than it last waited: out of its crash loop
-               2.300 app  Started: started as pid 3
-               3.000 db   Exited: exited with code 1 after 1.800s
-               3.000 db   BackOff: restart 3 in 2.000s
-               3.000 db   CrashLoop: restarted again without a long run in between: in a crash loop
-               3.000 = Running, ready false
-                     init Completed since 0, Completed, ready false, restarts 0
-                     db   BackingOff since 3, CrashLoopBackOff, ready false, restarts 2
-                     app  Running since 2.3, -, ready true, restarts 0
+            0.000    init SPAWN
+            0.000    db   SPAWN
+            0.000    init Started: started as pid 1
+            0.000    init Exited: exited with code 0 after 0.000s
+            0.000    init Completed: succeeded and stays down
+            0.000    db   Started: started as pid 2
+            0.000    app  SPAWN
+            0.000    db   Exited: exited with code 1 after 0.000s
+            0.000    db   BackOff: restart 1 at once
+            0.000    db   SPAWN
+            0.100    db   SpawnFailed: could not be started: exec: errno 2
+            0.100    db   BackOff: restart 2 in 1.000s
+            0.100    db   CrashLoop: restarted again without a long run in between: in a crash loop
+            1.100    db   SPAWN
+            1.100    = Running, ready false
+            1.100    = init Completed since 0, Completed, ready false, restarts 0
+            1.100    = db   Starting since 1.1, CrashLoopBackOff, ready false, restarts 2
+            1.100    = app  Starting since 0, -, ready false, restarts 0
+            1.200    db   Started: started as pid 5, restart 2
+            2.200    db   Steady: runs longer than it last waited: out of its crash loop
+            2.300    app  Started: started as pid 3
+            3.000    db   Exited: exited with code 1 after 1.800s
+            3.000    db   BackOff: restart 3 in 2.000s
+            3.000    db   CrashLoop: restarted again without a long run in between: in a crash loop
+            3.000    = Running, ready false
+            3.000    = init Completed since 0, Completed, ready false, restarts 0
+            3.000    = db   BackingOff since 3, CrashLoopBackOff, ready false, restarts 2
+            3.000    = app  Running since 2.3, -, ready true, restarts 0
         "#]],
     );
 }
@@ -298,18 +298,18 @@ fn what_waits_for_a_plugin_that_failed_for_good_counts_as_unable_to_run() {
          0.5 status
          1 init fail",
         &expect![[r#"
-               0.000 init SPAWN
-               0.500 = Running, ready false
-                     init Starting since 0, -, ready false, restarts 0
-                     app  Waiting since 0, StartOrder, ready false, restarts 0
-                     ui   Waiting since 0, StartOrder, ready false, restarts 0
-               1.000 init SpawnFailed: could not be started: exec: errno 2
-               1.000 init Failed: failed and stays down
-               1.000 app  DependencyFailed: cannot start: a plugin it depends on failed for good
-               1.000 ui   DependencyFailed: cannot start: a plugin it depends on failed for good
-               1.000 -    WorkloadEnded: no user plugin can run again: failed
-               1.000 -    End: failed
-               1.000 -    END Failed
+            0.000    init SPAWN
+            0.500    = Running, ready false
+            0.500    = init Starting since 0, -, ready false, restarts 0
+            0.500    = app  Waiting since 0, StartOrder, ready false, restarts 0
+            0.500    = ui   Waiting since 0, StartOrder, ready false, restarts 0
+            1.000    init SpawnFailed: could not be started: exec: errno 2
+            1.000    init Failed: failed and stays down
+            1.000    app  DependencyFailed: cannot start: a plugin it depends on failed for good
+            1.000    ui   DependencyFailed: cannot start: a plugin it depends on failed for good
+            1.000    -    WorkloadEnded: no user plugin can run again: failed
+            1.000    -    End: failed
+            1.000    -    END Failed
         "#]],
     );
 }
@@ -324,15 +324,15 @@ fn plugins_in_a_cycle_never_start_and_break_nothing() {
          0 c up
          1 c code=0",
         &expect![[r#"
-               0.000 a    DependencyFailed: cannot start: a plugin it depends on failed for good
-               0.000 b    DependencyFailed: cannot start: a plugin it depends on failed for good
-               0.000 c    SPAWN
-               0.000 c    Started: started as pid 1
-               1.000 c    Exited: exited with code 0 after 1.000s
-               1.000 c    Completed: succeeded and stays down
-               1.000 -    WorkloadEnded: no user plugin can run again: failed
-               1.000 -    End: failed
-               1.000 -    END Failed
+            0.000    a    DependencyFailed: cannot start: a plugin it depends on failed for good
+            0.000    b    DependencyFailed: cannot start: a plugin it depends on failed for good
+            0.000    c    SPAWN
+            0.000    c    Started: started as pid 1
+            1.000    c    Exited: exited with code 0 after 1.000s
+            1.000    c    Completed: succeeded and stays down
+            1.000    -    WorkloadEnded: no user plugin can run again: failed
+            1.000    -    End: failed
+            1.000    -    END Failed
         "#]],
     );
 }
@@ -359,47 +359,47 @@ fn a_drain_stops_dependants_first_then_services_then_telemetry_and_kills_what_do
          105 s code=0
          106 t code=0",
         &expect![[r#"
-               0.000 t    SPAWN
-               0.000 t    Started: started as pid 1
-               0.000 s    SPAWN
-               0.000 s    Started: started as pid 2
-               0.000 db   SPAWN
-               0.000 odd  SPAWN
-               0.000 db   Started: started as pid 3
-               0.000 app  SPAWN
-               0.000 app  Started: started as pid 5
-               0.000 odd  Started: started as pid 4
-             100.000 -    Draining: stopping everything within 60.000s
-             100.000 app  TERM
-             100.000 app  Stopping: told to stop within 3.000s
-             100.000 odd  TERM
-             100.000 odd  Stopping: told to stop within 10.000s
-             100.100 odd  Exited: exited with code 0 after 100.100s
-             100.100 odd  Stopped: stopped
-             103.000 app  KILL
-             103.000 app  Killed: killed: it did not stop in time
-             103.100 app  Exited: ended by signal 9 after 103.100s
-             103.100 app  Stopped: stopped
-             103.100 db   TERM
-             103.100 db   Stopping: told to stop within 10.000s
-             104.000 db   Exited: exited with code 0 after 104.000s
-             104.000 db   Stopped: stopped
-             104.000 s    TERM
-             104.000 s    Stopping: told to stop within 10.000s
-             104.000 = Stopping { deadline: Moment(160s), outcome: Drained }, ready false
-                     t    Running since 0, -, ready true, restarts 0
-                     s    Stopping since 104, -, ready false, restarts 0
-                     db   Stopped since 104, -, ready false, restarts 0
-                     app  Stopped since 103.1, -, ready false, restarts 0
-                     odd  Stopped since 100.1, -, ready false, restarts 0
-             105.000 s    Exited: exited with code 0 after 105.000s
-             105.000 s    Stopped: stopped
-             105.000 t    TERM
-             105.000 t    Stopping: told to stop within 10.000s
-             106.000 t    Exited: exited with code 0 after 106.000s
-             106.000 t    Stopped: stopped
-             106.000 -    End: drained
-             106.000 -    END Drained
+            0.000    t    SPAWN
+            0.000    t    Started: started as pid 1
+            0.000    s    SPAWN
+            0.000    s    Started: started as pid 2
+            0.000    db   SPAWN
+            0.000    odd  SPAWN
+            0.000    db   Started: started as pid 3
+            0.000    app  SPAWN
+            0.000    app  Started: started as pid 5
+            0.000    odd  Started: started as pid 4
+            100.000  -    Draining: stopping everything within 60.000s
+            100.000  app  TERM
+            100.000  app  Stopping: told to stop within 3.000s
+            100.000  odd  TERM
+            100.000  odd  Stopping: told to stop within 10.000s
+            100.100  odd  Exited: exited with code 0 after 100.100s
+            100.100  odd  Stopped: stopped
+            103.000  app  KILL
+            103.000  app  Killed: killed: it did not stop in time
+            103.100  app  Exited: ended by signal 9 after 103.100s
+            103.100  app  Stopped: stopped
+            103.100  db   TERM
+            103.100  db   Stopping: told to stop within 10.000s
+            104.000  db   Exited: exited with code 0 after 104.000s
+            104.000  db   Stopped: stopped
+            104.000  s    TERM
+            104.000  s    Stopping: told to stop within 10.000s
+            104.000  = Stopping { deadline: Moment(160s), outcome: Drained }, ready false
+            104.000  = t    Running since 0, -, ready true, restarts 0
+            104.000  = s    Stopping since 104, -, ready false, restarts 0
+            104.000  = db   Stopped since 104, -, ready false, restarts 0
+            104.000  = app  Stopped since 103.1, -, ready false, restarts 0
+            104.000  = odd  Stopped since 100.1, -, ready false, restarts 0
+            105.000  s    Exited: exited with code 0 after 105.000s
+            105.000  s    Stopped: stopped
+            105.000  t    TERM
+            105.000  t    Stopping: told to stop within 10.000s
+            106.000  t    Exited: exited with code 0 after 106.000s
+            106.000  t    Stopped: stopped
+            106.000  -    End: drained
+            106.000  -    END Drained
         "#]],
     );
 }
@@ -417,34 +417,34 @@ fn a_short_drain_is_shared_between_the_turns_and_ends_although_nothing_dies() {
          100 drain 6
          110 status",
         &expect![[r#"
-               0.000 t    SPAWN
-               0.000 t    Started: started as pid 1
-               0.000 s    SPAWN
-               0.000 s    Started: started as pid 2
-               0.000 app  SPAWN
-               0.000 app  Started: started as pid 3
-             100.000 -    Draining: stopping everything within 6.000s
-             100.000 app  TERM
-             100.000 app  Stopping: told to stop within 1.000s
-             101.000 app  KILL
-             101.000 app  Killed: killed: it did not stop in time
-             102.000 app  Unkillable: did not end in time; the stop goes on without it
-             102.000 s    TERM
-             102.000 s    Stopping: told to stop within 1.000s
-             103.000 s    KILL
-             103.000 s    Killed: killed: it did not stop in time
-             104.000 s    Unkillable: did not end in time; the stop goes on without it
-             104.000 t    TERM
-             104.000 t    Stopping: told to stop within 1.000s
-             105.000 t    KILL
-             105.000 t    Killed: killed: it did not stop in time
-             106.000 t    Unkillable: did not end in time; the stop goes on without it
-             106.000 -    End: drained
-             106.000 -    END Drained
-             110.000 = Ended(Drained), ready false
-                     t    Stopping since 104, Unkillable, ready false, restarts 0
-                     s    Stopping since 102, Unkillable, ready false, restarts 0
-                     app  Stopping since 100, Unkillable, ready false, restarts 0
+            0.000    t    SPAWN
+            0.000    t    Started: started as pid 1
+            0.000    s    SPAWN
+            0.000    s    Started: started as pid 2
+            0.000    app  SPAWN
+            0.000    app  Started: started as pid 3
+            100.000  -    Draining: stopping everything within 6.000s
+            100.000  app  TERM
+            100.000  app  Stopping: told to stop within 1.000s
+            101.000  app  KILL
+            101.000  app  Killed: killed: it did not stop in time
+            102.000  app  Unkillable: did not end in time; the stop goes on without it
+            102.000  s    TERM
+            102.000  s    Stopping: told to stop within 1.000s
+            103.000  s    KILL
+            103.000  s    Killed: killed: it did not stop in time
+            104.000  s    Unkillable: did not end in time; the stop goes on without it
+            104.000  t    TERM
+            104.000  t    Stopping: told to stop within 1.000s
+            105.000  t    KILL
+            105.000  t    Killed: killed: it did not stop in time
+            106.000  t    Unkillable: did not end in time; the stop goes on without it
+            106.000  -    End: drained
+            106.000  -    END Drained
+            110.000  = Ended(Drained), ready false
+            110.000  = t    Stopping since 104, Unkillable, ready false, restarts 0
+            110.000  = s    Stopping since 102, Unkillable, ready false, restarts 0
+            110.000  = app  Stopping since 100, Unkillable, ready false, restarts 0
         "#]],
     );
 }
@@ -460,19 +460,19 @@ fn a_drain_without_grace_kills_and_ends_within_one_step() {
          1 drain 0
          2 app signal=9",
         &expect![[r#"
-               0.000 t    SPAWN
-               0.000 t    Started: started as pid 1
-               0.000 app  SPAWN
-               0.000 app  Started: started as pid 2
-               1.000 -    Draining: stopping everything within 0.000s
-               1.000 app  KILL
-               1.000 app  Killed: killed: it did not stop in time
-               1.000 app  Unkillable: did not end in time; the stop goes on without it
-               1.000 t    KILL
-               1.000 t    Killed: killed: it did not stop in time
-               1.000 t    Unkillable: did not end in time; the stop goes on without it
-               1.000 -    End: drained
-               1.000 -    END Drained
+            0.000    t    SPAWN
+            0.000    t    Started: started as pid 1
+            0.000    app  SPAWN
+            0.000    app  Started: started as pid 2
+            1.000    -    Draining: stopping everything within 0.000s
+            1.000    app  KILL
+            1.000    app  Killed: killed: it did not stop in time
+            1.000    app  Unkillable: did not end in time; the stop goes on without it
+            1.000    t    KILL
+            1.000    t    Killed: killed: it did not stop in time
+            1.000    t    Unkillable: did not end in time; the stop goes on without it
+            1.000    -    End: drained
+            1.000    -    END Drained
         "#]],
     );
 }
@@ -491,25 +491,25 @@ fn a_drain_stops_what_backs_off_at_once_and_what_is_being_spawned_as_it_comes() 
          1 b up
          2 b signal=15",
         &expect![[r#"
-               0.000 a    SPAWN
-               0.000 b    SPAWN
-               0.000 a    Started: started as pid 1
-               0.000 a    Exited: exited with code 1 after 0.000s
-               0.000 a    BackOff: restart 1 at once
-               0.000 a    SPAWN
-               0.000 a    Exited: exited with code 1 after 0.000s
-               0.000 a    BackOff: restart 2 in 1.000s
-               0.000 a    CrashLoop: restarted again without a long run in between: in a crash loop
-               0.500 -    Draining: stopping everything within 20.000s
-               0.500 a    Stopped: stopped
-               0.500 c    Stopped: stopped
-               1.000 b    Started: started as pid 2
-               1.000 b    TERM
-               1.000 b    Stopping: told to stop within 9.500s
-               2.000 b    Exited: ended by signal 15 after 1.000s
-               2.000 b    Stopped: stopped
-               2.000 -    End: drained
-               2.000 -    END Drained
+            0.000    a    SPAWN
+            0.000    b    SPAWN
+            0.000    a    Started: started as pid 1
+            0.000    a    Exited: exited with code 1 after 0.000s
+            0.000    a    BackOff: restart 1 at once
+            0.000    a    SPAWN
+            0.000    a    Exited: exited with code 1 after 0.000s
+            0.000    a    BackOff: restart 2 in 1.000s
+            0.000    a    CrashLoop: restarted again without a long run in between: in a crash loop
+            0.500    -    Draining: stopping everything within 20.000s
+            0.500    a    Stopped: stopped
+            0.500    c    Stopped: stopped
+            1.000    b    Started: started as pid 2
+            1.000    b    TERM
+            1.000    b    Stopping: told to stop within 10.000s
+            2.000    b    Exited: ended by signal 15 after 1.000s
+            2.000    b    Stopped: stopped
+            2.000    -    End: drained
+            2.000    -    END Drained
         "#]],
     );
 }
@@ -525,17 +525,17 @@ fn a_second_drain_only_shortens() {
          12 drain 8
          30 tick",
         &expect![[r#"
-               0.000 app  SPAWN
-               0.000 app  Started: started as pid 1
-              10.000 -    Draining: stopping everything within 60.000s
-              10.000 app  TERM
-              10.000 app  Stopping: told to stop within 30.000s
-              12.000 -    Draining: stopping everything within 8.000s
-              19.000 app  KILL
-              19.000 app  Killed: killed: it did not stop in time
-              20.000 app  Unkillable: did not end in time; the stop goes on without it
-              20.000 -    End: drained
-              20.000 -    END Drained
+            0.000    app  SPAWN
+            0.000    app  Started: started as pid 1
+            10.000   -    Draining: stopping everything within 60.000s
+            10.000   app  TERM
+            10.000   app  Stopping: told to stop within 30.000s
+            12.000   -    Draining: stopping everything within 8.000s
+            19.000   app  KILL
+            19.000   app  Killed: killed: it did not stop in time
+            20.000   app  Unkillable: did not end in time; the stop goes on without it
+            20.000   -    End: drained
+            20.000   -    END Drained
         "#]],
     );
 }
@@ -552,21 +552,21 @@ fn a_drain_during_the_end_of_the_workload_shortens_it_and_keeps_the_outcome() {
          2 drain 4
          9 tick",
         &expect![[r#"
-               0.000 t    SPAWN
-               0.000 t    Started: started as pid 1
-               0.000 app  SPAWN
-               0.000 app  Started: started as pid 2
-               1.000 app  Exited: exited with code 0 after 1.000s
-               1.000 app  Completed: succeeded and stays down
-               1.000 -    WorkloadEnded: no user plugin can run again: completed
-               1.000 t    TERM
-               1.000 t    Stopping: told to stop within 10.000s
-               2.000 -    Draining: stopping everything within 4.000s
-               5.000 t    KILL
-               5.000 t    Killed: killed: it did not stop in time
-               6.000 t    Unkillable: did not end in time; the stop goes on without it
-               6.000 -    End: completed
-               6.000 -    END Completed
+            0.000    t    SPAWN
+            0.000    t    Started: started as pid 1
+            0.000    app  SPAWN
+            0.000    app  Started: started as pid 2
+            1.000    app  Exited: exited with code 0 after 1.000s
+            1.000    app  Completed: succeeded and stays down
+            1.000    -    WorkloadEnded: no user plugin can run again: completed
+            1.000    t    TERM
+            1.000    t    Stopping: told to stop within 10.000s
+            2.000    -    Draining: stopping everything within 4.000s
+            5.000    t    KILL
+            5.000    t    Killed: killed: it did not stop in time
+            6.000    t    Unkillable: did not end in time; the stop goes on without it
+            6.000    -    End: completed
+            6.000    -    END Completed
         "#]],
     );
 }
@@ -577,21 +577,21 @@ fn before_the_start_and_after_the_end_nothing_happens() {
         "app user always",
         "0 app up\n1 app code=0\n2 drain 5\n3 start\n4 drain 1",
         &expect![[r#"
-           2.000 -    Draining: stopping everything within 5.000s
-           2.000 app  Stopped: stopped
-           2.000 -    End: drained
-           2.000 -    END Drained
-    "#]],
+            2.000    -    Draining: stopping everything within 5.000s
+            2.000    app  Stopped: stopped
+            2.000    -    End: drained
+            2.000    -    END Drained
+        "#]],
     );
     check(
         "t telemetry always",
         "0 start\n1 t up",
         &expect![[r#"
-           0.000 -    WorkloadEnded: no user plugin can run again: completed
-           0.000 t    Stopped: stopped
-           0.000 -    End: completed
-           0.000 -    END Completed
-    "#]],
+            0.000    -    WorkloadEnded: no user plugin can run again: completed
+            0.000    t    Stopped: stopped
+            0.000    -    End: completed
+            0.000    -    END Completed
+        "#]],
     );
 }
 
@@ -601,12 +601,12 @@ fn an_exit_that_overtakes_its_spawned_ends_the_run() {
         "app user never",
         "0 start\n1 app code=0\n2 app up",
         &expect![[r#"
-           0.000 app  SPAWN
-           1.000 app  Exited: exited with code 0 after 0.000s
-           1.000 app  Completed: succeeded and stays down
-           1.000 -    WorkloadEnded: no user plugin can run again: completed
-           1.000 -    End: completed
-           1.000 -    END Completed
-    "#]],
+            0.000    app  SPAWN
+            1.000    app  Exited: exited with code 0 after 0.000s
+            1.000    app  Completed: succeeded and stays down
+            1.000    -    WorkloadEnded: no user plugin can run again: completed
+            1.000    -    End: completed
+            1.000    -    END Completed
+        "#]],
     );
 }

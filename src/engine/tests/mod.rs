@@ -86,7 +86,7 @@ impl Play {
                 Effect::End(outcome) => (None, format!("END {outcome:?}")),
             };
             let name = plugin.map_or("-", |plugin| &self.names[plugin.0]);
-            writeln!(self.told, "{:8.3} {name:4} {text}", now.0.as_secs_f64()).unwrap();
+            writeln!(self.told, "{:<8.3} {name:4} {text}", now.0.as_secs_f64()).unwrap();
         }
     }
 
@@ -128,12 +128,12 @@ impl Play {
     fn status(&mut self, now: Moment) {
         let snapshot = self.engine.snapshot();
         let at = now.0.as_secs_f64();
-        writeln!(self.told, "{at:8.3} = {:?}, ready {}", snapshot.phase, snapshot.ready).unwrap();
+        writeln!(self.told, "{at:<8.3} = {:?}, ready {}", snapshot.phase, snapshot.ready).unwrap();
         for (name, plugin) in self.names.iter().zip(snapshot.plugins) {
             let reason = plugin.reason.map_or("-", Reason::as_str);
             let PluginSnapshot { phase, ready, restarts, .. } = plugin;
             let since = plugin.since.0.as_secs_f64();
-            write!(self.told, "         {name:4} {phase:?} since {since}, {reason}").unwrap();
+            write!(self.told, "{at:<8.3} = {name:4} {phase:?} since {since}, {reason}").unwrap();
             writeln!(self.told, ", ready {ready}, restarts {restarts}").unwrap();
         }
     }
