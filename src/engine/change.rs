@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use super::event::{ExitReason, Outcome, PluginId, SpawnError};
 
-/// One visible transition of a plugin or of the deployment. `Display` is a message for people, without the plugin's
-/// name; [`reason`](Self::reason) the word programs branch on.
+/// One visible transition of a plugin or of the deployment. `Display` is a message for people, without the
+/// plugin's name; [`reason`](Self::reason) the word programs branch on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Change {
     /// A run has its process.
@@ -74,8 +74,8 @@ pub enum Change {
     DependencyFailed {
         /// Who.
         plugin: PluginId,
-        /// The dependency that failed for good or cannot start either; the plugin itself where its dependencies
-        /// could never be met (a cycle).
+        /// The dependency that failed for good or cannot start either; the plugin itself where its
+        /// dependencies could never be met (a cycle).
         dependency: PluginId,
     },
     /// It was told to stop.

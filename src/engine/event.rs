@@ -123,8 +123,8 @@ pub enum Event {
         /// How.
         exit: ExitReason,
     },
-    /// The moment of [`Engine::next_deadline`](super::Engine::next_deadline) has come. Harmless at any other time,
-    /// and not needed where another event arrives first: every step handles all that is due.
+    /// The moment of [`Engine::next_deadline`](super::Engine::next_deadline) has come. Harmless at any other
+    /// time, and not needed where another event arrives first: every step handles all that is due.
     DeadlineReached,
     /// Stop everything in order, within `grace` as a whole.
     Drain {

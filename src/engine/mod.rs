@@ -1,13 +1,15 @@
-//! The pure state machine of all plugins: everything that decides about a plugin's life, and nothing that acts.
+//! The pure state machine of all plugins: everything that decides about a plugin's life, and nothing that
+//! acts.
 //!
-//! [`Engine::step`] takes what happened and returns what is to be done. It knows no clock, no task, no file, no
-//! process and no environment; chance comes from a seed. It is total: any event in any state has the result written
-//! down here, the number of effects is bounded (a small multiple of the number of plugins), and nothing panics.
+//! [`Engine::step`] takes what happened and returns what is to be done. It knows no clock, no task, no file,
+//! no process and no environment; chance comes from a seed. It is total: any event in any state has the
+//! result written down here, the number of effects is bounded (a small multiple of the number of plugins),
+//! and nothing panics.
 //!
 //! # The pair of states
 //!
-//! Each plugin has a *desired* and an *actual* state, as dinit's services have. The desired state is the engine's own
-//! and only ever moves to the right:
+//! Each plugin has a *desired* and an *actual* state, as dinit's services have. The desired state is the
+//! engine's own and only ever moves to the right:
 //!
 //! ```text
 //!   Run ────────────▶ Finish ────────────▶ Stop{kill_at, give_up_at} ────────────▶ Abandon
@@ -17,19 +19,18 @@
 //! The actual state is what the driver was asked for and has answered:
 //!
 //! ```text
-//!              spawn              Spawned             its turn            kill_at
-//!   Waiting ──────────▶ Spawning ─────────▶ Running ──────────▶ Terminating ──────▶ Killing
-//!      │                   ▲ │                 │   kill_at is past  │  └──────────────▲─┐│
-//!      │                   │ │ SpawnFailed     │ Exited             │ Exited            ││ Exited
-//!      │ a dependency      │ │ Exited          ▼                    ▼                   │▼
-//!      │ failed for good   │ └──────────▶ «run ended» ◀──────────────────────────────────┘
-//!      ▼                   │                   │
-//!   Blocked          until │    ┌──────────────┼──────────┬──────────┐
-//!                          │    ▼              ▼          ▼          ▼
-//!                          BackingOff      Completed    Failed    Stopped
+//!             spawn             Spawned            its turn              kill_at
+//!  Waiting ─────────▶ Spawning ─────────▶ Running ─────────▶ Terminating ─────────▶ Killing
+//!     │                  ▲  │                │                    │                    │
+//!     │ a dependency     │  │ SpawnFailed,   │ Exited             │ Exited             │ Exited
+//!     │ failed for good  │  │ Exited         │                    │                    │
+//!     ▼            until │  └────────────────┴── the run ended ───┴────────────────────┘
+//!  Blocked               │                           │
+//!                        └────── BackingOff ◀────────┴───────▶ Completed, Failed, Stopped
 //! ```
 //!
-//! What each pair means, and what is done about it within the same step. `·` cannot be reached and does nothing.
+//! What each pair means, and what is done about it within the same step. `·` cannot be reached and does
+//! nothing.
 //!
 //! | actual ＼ desired | `Run` | `Finish` | `Stop` | `Abandon` |
 //! |---|---|---|---|---|
@@ -45,8 +46,8 @@
 //!
 //! # Events × states
 //!
-//! `–`: ignored. An event about a run that is not the plugin's present one, or about a plugin that does not exist, is
-//! ignored in every state. After `End` every event is.
+//! `–`: ignored. An event about a run that is not the plugin's present one, or about a plugin that does not
+//! exist, is ignored in every state. After `End` every event is.
 //!
 //! | event | `Waiting` `Blocked` `BackingOff` | `Spawning` | `Running` | `Terminating` `Killing` | `Completed` `Failed` `Stopped` |
 //! |---|---|---|---|---|---|
@@ -57,26 +58,33 @@
 //! | `Start` | deployment `Idle`: → `Running`; else – | – | – | – | – |
 //! | `Drain` | → `Stopped` (`Blocked` stays) | desired `Finish` | desired `Finish` | may only shorten | – |
 //!
-//! *Run ended* means: desired `Stop` or `Abandon` → `Stopped`. Desired `Run` or `Finish` → by the restart policy:
-//! `Completed`, `Failed`, or another run, which is `BackingOff` under `Run` and `Stopped` under `Finish`.
+//! *Run ended* means: desired `Stop` or `Abandon` → `Stopped`. Desired `Run` or `Finish` → by the restart
+//! policy: `Completed`, `Failed`, or another run, which is `BackingOff` under `Run` and `Stopped` under
+//! `Finish`.
 //!
 //! # Decisions
 //!
-//! - **Restarts.** `maxRestarts` bounds n, the restarts since the last run of at least `resetAfter`; status counts all of
-//!   them. Unlimited unless given, also for `Always`. A wait of nothing (n = 1) is spawned in the same step.
-//! - **Crash loop.** A plugin enters it when n ≥ 2 is decided and leaves it when a run has lasted as long as the last
-//!   wait (jitter included), or `resetAfter` if that is shorter. In between it shows `CrashLoopBackOff` and is not ready,
-//!   running or not. So a plugin that runs for less time than it waits never looks ready.
-//! - **Start.** Telemetry, then services, then user plugins. A later role starts when every plugin of the earlier ones is
-//!   *settled*: its first spawn has been answered, however; or has gone unanswered for [`SPAWN_PATIENCE`]; or it waits for
-//!   a dependency that is itself settled without being ready, or that belongs to a later role. So nothing that telemetry
-//!   or a service does can hold back the workload for longer than that. A role that may start once may start for good.
-//! - **Dependencies** gate the first start only; a restart does not wait for them again. Ready, or completed, will do.
-//! - **End of the workload.** When every user plugin is `Blocked`, `Completed` or `Failed`, the rest is stopped as a drain
-//!   stops it, with time enough for everyone's full grace. No user plugins at all count as completed.
-//! - **Stop.** Users, services, telemetry; within a role dependants before what they depend on, independent ones together.
-//!   See [`stop`] for how the time is shared. An exit before the plugin's own turn is judged by its policy, except that
-//!   there is no other run.
+//! - **Restarts.** `maxRestarts` bounds n, the restarts since the last run of at least `resetAfter`; status
+//!   counts all of them. Unlimited unless given, also for `Always`. A wait of nothing (n = 1) is spawned in
+//!   the same step.
+//! - **Crash loop.** A plugin enters it when n ≥ 2 is decided and leaves it when a run has lasted as long as
+//!   the last wait (jitter included), or `resetAfter` if that is shorter. In between it shows
+//!   `CrashLoopBackOff` and is not ready, running or not. So a plugin that runs for less time than it waits
+//!   never looks ready.
+//! - **Start.** Telemetry, then services, then user plugins. A later role starts when every plugin of the
+//!   earlier ones is *settled*: its first spawn has been answered, however; or has gone unanswered for
+//!   [`SPAWN_PATIENCE`]; or it waits for a dependency that is itself settled without being ready, or that
+//!   belongs to a later role. So no death of telemetry or a service holds back the workload, and no hanging
+//!   start for longer than that (once per link where they wait for one another). A role that may start once
+//!   may start for good.
+//! - **Dependencies** gate the first start only; a restart does not wait for them again. Ready, or completed,
+//!   will do.
+//! - **End of the workload.** When every user plugin is `Blocked`, `Completed` or `Failed`, the rest is
+//!   stopped as a drain stops it, with time enough for everyone's full grace. No user plugins at all count as
+//!   completed.
+//! - **Stop.** Users, services, telemetry; within a role dependants before what they depend on, independent
+//!   ones together. The module `stop` says how the time is shared. An exit before the plugin's own turn is judged
+//!   by its policy, except that there is no other run.
 
 mod change;
 mod event;
@@ -103,8 +111,8 @@ use plugin::{Actual, Desired, Plugin};
 use random::Random;
 use stop::StopPlan;
 
-/// How long an unanswered first spawn of telemetry or a service holds back the later roles. The driver answers within
-/// milliseconds; this is for a file system or a kernel that hangs.
+/// How long an unanswered first spawn of telemetry or a service holds back the later roles. The driver
+/// answers within milliseconds; this is for a file system or a kernel that hangs.
 pub const SPAWN_PATIENCE: Duration = Duration::from_secs(10);
 
 /// What the deployment does; [`DeploymentPhase`] is the part of it that is shown.
@@ -168,7 +176,8 @@ impl Engine {
         out
     }
 
-    /// When to send [`Event::DeadlineReached`]; always later than the last step. None: only other events matter.
+    /// When to send [`Event::DeadlineReached`]; always later than the last step. None: only other events
+    /// matter.
     pub fn next_deadline(&self) -> Option<Moment> {
         self.deadline
     }

@@ -8,12 +8,13 @@ use super::spec::{Role, Spec};
 pub(super) struct Order {
     /// Dependencies before dependants, whatever their role; leaves out what can never start.
     pub(super) by_dependency: Vec<usize>,
-    /// By role, then dependencies before dependants, then by index. Holds every plugin. Stopping goes backwards.
+    /// By role, then dependencies before dependants, then by index. Holds every plugin. Stopping goes
+    /// backwards.
     pub(super) start: Vec<usize>,
     /// Per plugin: the others of its role that depend on it and so are stopped before it.
     pub(super) dependants: Vec<Vec<usize>>,
-    /// Plugins that can never start: in or behind a dependency cycle, or with a dependency that is not in the list.
-    /// The manifest check refuses both; here they only must not break anything.
+    /// Plugins that can never start: in or behind a dependency cycle, or with a dependency that is not in the
+    /// list. The manifest check refuses both; here they only must not break anything.
     pub(super) impossible: Vec<usize>,
 }
 
@@ -37,8 +38,8 @@ impl Order {
         Self { by_dependency, start, dependants, impossible }
     }
 
-    /// Per plugin, how many turns of the stop order come after its own, counting only plugins that are `live`:
-    /// one that is down already needs no time.
+    /// Per plugin, how many turns of the stop order come after its own, counting only plugins that are
+    /// `live`: one that is down already needs no time.
     pub(super) fn turns_after(
         &self,
         roles: impl Fn(usize) -> Role,
@@ -63,8 +64,8 @@ impl Order {
     }
 }
 
-/// The length of the longest chain of dependencies below each plugin; none where the chain has no end or leads out
-/// of the list.
+/// The length of the longest chain of dependencies below each plugin; none where the chain has no end or
+/// leads out of the list.
 fn levels(specs: &[Spec]) -> Vec<Option<usize>> {
     let mut levels: Vec<Option<usize>> = vec![None; specs.len()];
     // Each round but the last settles at least one plugin, so there are at most as many rounds as plugins.

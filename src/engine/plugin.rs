@@ -1,5 +1,5 @@
-//! One plugin's pair of states and the transitions that concern it alone. When a transition is due is the engine's
-//! business; here is what it does.
+//! One plugin's pair of states and the transitions that concern it alone. When a transition is due is the
+//! engine's business; here is what it does.
 
 use std::time::Duration;
 
@@ -128,8 +128,8 @@ impl Plugin {
         }
     }
 
-    /// The run ended, or never began. The driver cannot know of an end that is not this plugin's live run's, so
-    /// anything else is late or repeated and changes nothing.
+    /// The run ended, or never began. The driver cannot know of an end that is not this plugin's live run's,
+    /// so anything else is late or repeated and changes nothing.
     pub(super) fn run_ended(&mut self, now: Moment, ended: RunId, end: RunEnd, out: &mut Vec<Effect>) {
         let (run, ran_for) = match (self.actual, end) {
             (Actual::Spawning { run, .. }, RunEnd::Exited(_) | RunEnd::SpawnFailed(_)) => {
@@ -247,7 +247,8 @@ impl Plugin {
         }
     }
 
-    /// Its turn came and goes on: TERM, KILL and giving up, each at most once per run and as soon as it is due.
+    /// Its turn came and goes on: TERM, KILL and giving up, each at most once per run and as soon as it is
+    /// due.
     pub(super) fn pursue_stop(&mut self, now: Moment, out: &mut Vec<Effect>) {
         let (kill_at, give_up_at) = match self.desired {
             Desired::Run | Desired::Finish => return,

@@ -5,8 +5,8 @@
 pub(super) struct Random(u64);
 
 impl Random {
-    /// A generator of its own for each `stream`. Each plugin has one, so that the restarts of one plugin do not
-    /// shift the jitter of another.
+    /// A generator of its own for each `stream`. Each plugin has one, so that the restarts of one plugin do
+    /// not shift the jitter of another.
     pub(super) fn new(seed: u64, stream: u64) -> Self {
         let mut base = Self(seed);
         Self(base.next() ^ Self(stream).next())

@@ -52,8 +52,9 @@ pub(super) fn delay(curve: &RestartCurve, n: u32, random: &mut Random) -> Durati
 
 /// `min(max_delay, initial_delay · factor^(n−2))`; nothing for the first restart.
 ///
-/// The power is taken step by step and left as soon as it cannot change the result any more: at `max_delay` when it
-/// grows, at a fixed point when it does not. Even a factor of 1.001 gets there within 70,000 steps from one nanosecond.
+/// The power is taken step by step and left as soon as it cannot change the result any more: at `max_delay`
+/// when it grows, at a fixed point when it does not. Even a factor of 1.001 gets there within 70,000 steps
+/// from one nanosecond.
 pub(super) fn base_delay(curve: &RestartCurve, n: u32) -> Duration {
     /// So many bits below the nanosecond that thousands of roundings stay below it.
     const FRACTION_BITS: u32 = 32;
@@ -64,8 +65,8 @@ pub(super) fn base_delay(curve: &RestartCurve, n: u32) -> Duration {
     let (factor, max) = (u128::from(curve.factor_milli), fixed(curve.max_delay));
     let mut wait = fixed(curve.initial_delay);
     for _ in 2..n {
-        // 63 bits of nanoseconds, 32 of fraction, 32 of factor: a growing wait was below the maximum before, a
-        // shrinking one only gets smaller.
+        // 63 bits of nanoseconds, 32 of fraction, 32 of factor: a growing wait was below the maximum before,
+        // a shrinking one only gets smaller.
         let next = wait * factor / 1000;
         if (factor >= 1000 && wait >= max) || next == wait {
             break;

@@ -9,7 +9,8 @@ use super::event::{Moment, Outcome, RunEnd};
 pub struct Snapshot {
     /// What the deployment does.
     pub phase: DeploymentPhase,
-    /// It runs, no user plugin is in a crash loop, and each is ready or has completed, at least one being ready.
+    /// It runs, no user plugin is in a crash loop, and each is ready or has completed, at least one being
+    /// ready.
     pub ready: bool,
     /// In the order of the list of specs.
     pub plugins: Vec<PluginSnapshot>,

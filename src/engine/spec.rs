@@ -60,15 +60,16 @@ pub struct RestartCurve {
     pub max_delay: Duration,
     /// n starts over when a run lasted this long.
     pub reset_after: Duration,
-    /// The highest n; unlimited if absent. It bounds the streak n, not the restarts of a lifetime: a plugin that
-    /// fails once a month is not given up on after `max_restarts` months.
+    /// The highest n; unlimited if absent. It bounds the streak n, not the restarts of a lifetime: a plugin
+    /// that fails once a month is not given up on after `max_restarts` months.
     pub max_restarts: Option<u32>,
     /// In thousandths; more than 1000 counts as 1000.
     pub jitter_milli: u32,
 }
 
 impl Default for RestartCurve {
-    /// The contract's defaults (those of Kubernetes' KEP-4603): 1 s, doubling, to 60 s; over again after 10 min.
+    /// The contract's defaults (those of Kubernetes' KEP-4603): 1 s, doubling, to 60 s; over again after 10
+    /// min.
     fn default() -> Self {
         Self {
             initial_delay: Duration::from_secs(1),

@@ -1,13 +1,16 @@
 //! The stop of a whole deployment: whose turn it is, and how much of the time each turn may use.
 //!
-//! Users, then services, then telemetry; within a role a plugin's turn comes when everything that depends on it is over.
-//! Over means: it had its turn, and is down or given up. A stop has a deadline as a whole. It is shared so:
+//! Users, then services, then telemetry; within a role a plugin's turn comes when everything that depends on
+//! it is over. Over means: it had its turn, and is down or given up. A stop has a deadline as a whole. It is
+//! shared so:
 //!
-//! - Each turn that is still to come is owed [`TURN_RESERVE`], or an equal part of the whole where that is less. So a
-//!   plugin's turn is over at `limit = deadline − share · (turns after its own)` at the latest, and as every turn
-//!   before it was held to its own limit, it has at least one share for itself.
-//! - KILL comes after the plugin's own grace, or [`KILL_MARGIN`] (half a share where that is less) before its limit.
-//! - A plugin that survives KILL for [`KILL_PATIENCE`], or until its limit, is given up: in the D state nothing helps.
+//! - Each turn that is still to come is owed [`TURN_RESERVE`], or an equal part of the whole where that is
+//!   less. So a plugin's turn is over at `limit = deadline − share · (turns after its own)` at the latest,
+//!   and as every turn before it was held to its own limit, it has at least one share for itself.
+//! - KILL comes after the plugin's own grace, or [`KILL_MARGIN`] (half a share where that is less) before its
+//!   limit.
+//! - A plugin that survives KILL for [`KILL_PATIENCE`], or until its limit, is given up: in the D state
+//!   nothing helps.
 //!
 //! A drain of no grace therefore kills everything and ends within one step.
 
@@ -98,7 +101,8 @@ impl Engine {
         self.begin_stop(deadline, outcome, out);
     }
 
-    /// Gives every plugin its turn whose turn has come, drives the turns that are on, and ends when all are over.
+    /// Gives every plugin its turn whose turn has come, drives the turns that are on, and ends when all are
+    /// over.
     pub(super) fn stop_in_order(&mut self, out: &mut Vec<Effect>) {
         let Phase::Stopping(plan) = &self.phase else { return };
         let mut over = vec![false; self.plugins.len()];

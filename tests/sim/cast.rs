@@ -1,4 +1,5 @@
-//! What the checker knows of each plugin, from the events told and the effects seen, without asking the engine.
+//! What the checker knows of each plugin, from the events told and the effects seen, without asking the
+//! engine.
 
 use std::time::Duration;
 
@@ -96,7 +97,8 @@ impl Member {
         if self.n >= 2 {
             let factor = f64::from(curve.factor_milli) / 1000.0;
             // Below infinity, which a delay of nothing must not be multiplied with.
-            let power = factor.powi(i32::try_from(self.n - 2).unwrap()).min(1e300);
+            let power =
+                factor.powi(i32::try_from(self.n - 2).expect("invariant: a run has few restarts")).min(1e300);
             wait = (curve.initial_delay.as_secs_f64() * power).min(curve.max_delay.as_secs_f64());
         }
         let jitter = f64::from(curve.jitter_milli.min(1000)) / 1000.0;
@@ -166,7 +168,8 @@ impl Cast {
         })
     }
 
-    /// Whether `other` must be down before `index` is told to stop: a later role, or a dependant, however indirect.
+    /// Whether `other` must be down before `index` is told to stop: a later role, or a dependant, however
+    /// indirect.
     pub(crate) fn stops_before(&self, other: usize, index: usize) -> bool {
         let (first, second) = (&self.0[other].spec, &self.0[index].spec);
         first.role > second.role || (first.role == second.role && self.leads_to(other, index))

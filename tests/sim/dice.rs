@@ -26,7 +26,7 @@ impl Dice {
     }
 
     pub(crate) fn index(&mut self, len: usize) -> usize {
-        usize::try_from(self.below(len as u64)).unwrap()
+        usize::try_from(self.below(len as u64)).expect("invariant: below a usize")
     }
 
     pub(crate) fn percent(&mut self, chance: u64) -> bool {

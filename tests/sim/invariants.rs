@@ -7,7 +7,7 @@ use enclave_supervisor::engine::{
     RunEnd, RunId, Snapshot, Spec, Stop, TURN_RESERVE,
 };
 
-use crate::cast::{Cast, Due, Run};
+use crate::cast::{Cast, Due, Member, Run};
 
 /// More effects than this per plugin in one step would be a storm.
 const EFFECTS_PER_PLUGIN_MAX: usize = 6;
@@ -184,7 +184,7 @@ impl Checker {
             .find(|&other| self.cast.stops_before(other, plugin.0) && self.cast.0[other].in_the_way());
         ensure!(before.is_none(), "StopOrderIsKept", "{plugin:?} before p{before:?}");
         // Enough time for its own grace and for every turn that may still come.
-        let turns = u32::try_from(self.cast.0.len()).unwrap() + 1;
+        let turns = u32::try_from(self.cast.0.len()).expect("invariant: a scenario has few plugins") + 1;
         let member = &mut self.cast.0[plugin.0];
         let grace = member.spec.grace;
         let leisure = stopping.deadline.since(now) >= grace + TURN_RESERVE * turns;
@@ -235,80 +235,78 @@ impl Checker {
                     users().all(|index| self.cast.0[index].final_phase == Some(PluginPhase::Completed));
                 let expected = if completed { Outcome::Completed } else { Outcome::Failed };
                 ensure!(outcome == expected, "OutcomeIsTrue", "{outcome:?}, not {expected:?}");
-                let takes: Duration = self.cast.0.iter().map(|member| member.stop_takes_max()).sum();
+                let takes: Duration = self.cast.0.iter().map(Member::stop_takes_max).sum();
                 self.stopping = Some(Stopping { deadline: now.after(takes), outcome });
             }
-            _ => {}
+            Change::End { outcome } => {
+                let expected = self.stopping.map(|stopping| stopping.outcome);
+                ensure!(Some(outcome) == expected, "OutcomeIsTrue", "{outcome:?}, not {expected:?}");
+            }
+            Change::Started { .. }
+            | Change::Exited { .. }
+            | Change::SpawnFailed { .. }
+            | Change::BackOff { .. }
+            | Change::CrashLoop { .. }
+            | Change::Steady { .. }
+            | Change::Completed { .. }
+            | Change::Failed { .. }
+            | Change::GaveUp { .. }
+            | Change::DependencyFailed { .. }
+            | Change::Stopping { .. }
+            | Change::Killed { .. }
+            | Change::Unkillable { .. }
+            | Change::Stopped { .. } => return Err(format!("ReportsNameTheirPlugin: {change:?}")),
         }
         Ok(())
     }
 
     fn reported_of(&mut self, plugin: PluginId, change: Change) -> Result<(), String> {
         let now = self.now;
+        let stopping = self.stopping.is_some();
         let blocked = self.cast.is_blocked(plugin.0);
         let member = &mut self.cast.0[plugin.0];
-        let settled = |member: &mut crate::cast::Member, due: &[Due], phase| {
-            let owed = member.owed.take();
-            ensure!(
-                owed.is_none_or(|owed| due.contains(&owed)),
-                "PolicyIsFollowed",
-                "{plugin:?} owed {owed:?}: {change:?}"
-            );
-            (member.final_phase, member.loops) = (Some(phase), None);
-            Ok(())
-        };
-        match change {
-            Change::Completed { .. } => settled(member, &[Due::Completed], PluginPhase::Completed),
-            Change::Failed { .. } => settled(member, &[Due::Failed], PluginPhase::Failed),
-            Change::GaveUp { .. } => settled(member, &[Due::GaveUp], PluginPhase::Failed),
+        let up = member.run.and_then(|run| run.up);
+        let true_report = match change {
+            Change::Completed { .. } => {
+                return settle(member, change, Due::Completed, PluginPhase::Completed);
+            }
+            Change::Failed { .. } => return settle(member, change, Due::Failed, PluginPhase::Failed),
+            Change::GaveUp { .. } => return settle(member, change, Due::GaveUp, PluginPhase::Failed),
+            Change::BackOff { n, delay, .. } => return backed_off(member, now, n, delay),
             Change::Stopped { .. } => {
-                ensure!(self.stopping.is_some() && member.run.is_none(), "StoppedIsDown", "{plugin:?}");
-                settled(member, &[Due::Stopped], PluginPhase::Stopped)
-            }
-            Change::BackOff { n, delay, .. } => {
-                let Some(Due::Restart { n: expected, least, most }) = member.owed.take() else {
-                    return Err(format!("PolicyIsFollowed: {plugin:?} must not be restarted"));
-                };
-                let seconds = delay.as_secs_f64();
-                let exact = n == expected && (least..=most).contains(&seconds);
-                ensure!(
-                    exact,
-                    "BackoffFollowsTheFormula",
-                    "n {n} waits {seconds}; n {expected} waits {least}..{most}"
-                );
-                member.restart_due = Some(now.after(delay));
-                if n >= 2 {
-                    member.loops = Some(delay.min(member.spec.curve.reset_after));
+                ensure!(stopping && member.run.is_none(), "StoppedIsDown", "{plugin:?}");
+                if member.owed.is_none() {
+                    let idle = member.final_phase.is_none() && !blocked;
+                    ensure!(idle, "StoppedIsDown", "{plugin:?} was {:?}", member.final_phase);
+                    member.owed = Some(Due::Stopped);
                 }
-                Ok(())
-            }
-            Change::Steady { .. } => {
-                let up = member.run.and_then(|run| run.up).map(|(up, _)| now.since(up));
-                let earned = member.loops.take().zip(up).is_some_and(|(wait, up)| up >= wait);
-                ensure!(earned, "CrashLoopIsLeftByRunning", "{plugin:?} up {up:?}");
-                Ok(())
+                return settle(member, change, Due::Stopped, PluginPhase::Stopped);
             }
             Change::Unkillable { .. } => {
-                ensure!(
-                    self.stopping.is_some() && member.in_the_way(),
-                    "OnlyTheLivingAreGivenUp",
-                    "{plugin:?}"
-                );
+                let in_the_way = member.in_the_way();
                 member.abandoned = true;
-                Ok(())
+                stopping && in_the_way
             }
-            Change::DependencyFailed { .. } => {
-                ensure!(blocked, "BlockedIsBlocked", "{plugin:?}");
-                Ok(())
+            Change::Steady { .. } => {
+                let wait = member.loops.take();
+                wait.zip(up).is_some_and(|(wait, (up, _))| now.since(up) >= wait)
             }
-            _ => Ok(()),
-        }
+            Change::Started { pid, restarts, .. } => up == Some((now, pid)) && restarts + 1 == member.spawns,
+            Change::Exited { .. } | Change::SpawnFailed { .. } => member.owed.is_some(),
+            Change::CrashLoop { .. } => member.loops.is_some(),
+            Change::DependencyFailed { .. } => blocked,
+            Change::Stopping { .. } => member.run.is_some_and(|run| run.term == Some(now)),
+            Change::Killed { .. } => member.run.is_some_and(|run| run.killed),
+            Change::Draining { .. } | Change::WorkloadEnded { .. } | Change::End { .. } => false,
+        };
+        ensure!(true_report, "ReportsAreTrue", "{change:?} of {member:?}");
+        Ok(())
     }
 
     fn ended_in_turn(&mut self, outcome: Outcome) -> Result<(), String> {
         let Some(stopping) = self.stopping else { return Err("EndFollowsAStop: none began".to_owned()) };
         ensure!(outcome == stopping.outcome, "OutcomeIsTrue", "{outcome:?} of {stopping:?}");
-        let left = self.cast.0.iter().position(|member| member.in_the_way());
+        let left = self.cast.0.iter().position(Member::in_the_way);
         ensure!(left.is_none(), "EndLeavesNobodyBehind", "p{left:?}");
         self.ended = true;
         Ok(())
@@ -358,6 +356,9 @@ impl Checker {
             let held = member.spec.role > self.open || !self.cast.dependencies_ready(index, snapshot);
             ensure!(member.spawns > 0 || held, "NobodyWaitsInVain", "p{index}");
             let overdue = member.run.is_none() && member.restart_due.is_some_and(|due| due <= self.now);
+            let steady = member.loops.zip(member.run.and_then(|run| run.up));
+            let forgotten = steady.is_some_and(|(wait, (up, _))| self.now.since(up) >= wait);
+            ensure!(!forgotten, "CrashLoopIsLeftByRunning", "p{index} {steady:?}");
             ensure!(!overdue, "NobodyWaitsInVain", "p{index} {:?}", member.restart_due);
         }
         Ok(())
@@ -384,13 +385,12 @@ impl Checker {
             let blocked = self.started
                 && self.cast.is_blocked(index)
                 && member.final_phase != Some(PluginPhase::Stopped);
-            let expected = match (&member.run, member.restart_due) {
-                (Some(run), _) if told(run) => PluginPhase::Stopping,
-                (Some(Run { up: Some(_), .. }), _) => PluginPhase::Running,
-                (Some(_), _) => PluginPhase::Starting,
-                (None, _) if member.final_phase.is_some() => member.final_phase.unwrap(),
-                (None, Some(_)) => PluginPhase::BackingOff,
-                (None, None) => PluginPhase::Waiting,
+            let waiting = member.restart_due.map_or(PluginPhase::Waiting, |_| PluginPhase::BackingOff);
+            let expected = match &member.run {
+                Some(run) if told(run) => PluginPhase::Stopping,
+                Some(Run { up: Some(_), .. }) => PluginPhase::Running,
+                Some(_) => PluginPhase::Starting,
+                None => member.final_phase.unwrap_or(waiting),
             };
             ensure!(seen.phase == expected, "StatusIsTrue", "p{index} is {expected:?}, not {:?}", seen.phase);
             let pid = member.run.and_then(|run| run.up).map(|(_, pid)| pid);
@@ -425,7 +425,9 @@ impl Checker {
             (Some(Stopping { outcome, .. }), _) => match snapshot.phase {
                 // The engine may well give itself less time than the checker's generous sum, never more.
                 DeploymentPhase::Stopping { deadline, .. } => DeploymentPhase::Stopping { deadline, outcome },
-                other => return Err(format!("StatusIsTrue: {other:?} while stopping")),
+                DeploymentPhase::Idle | DeploymentPhase::Running | DeploymentPhase::Ended(_) => {
+                    return Err(format!("StatusIsTrue: {:?} while stopping", snapshot.phase));
+                }
             },
             (None, true) => DeploymentPhase::Running,
             (None, false) => DeploymentPhase::Idle,
@@ -433,4 +435,28 @@ impl Checker {
         ensure!(snapshot.phase == phase, "StatusIsTrue", "{:?}, not {phase:?}", snapshot.phase);
         Ok(())
     }
+}
+
+/// The verdict on a run that ended, where it stays down.
+fn settle(member: &mut Member, change: Change, expected: Due, phase: PluginPhase) -> Result<(), String> {
+    let owed = member.owed.take();
+    ensure!(owed == Some(expected), "PolicyIsFollowed", "owed {owed:?}: {change:?}");
+    (member.final_phase, member.loops) = (Some(phase), None);
+    Ok(())
+}
+
+/// The verdict on a run that ended, where another follows.
+fn backed_off(member: &mut Member, now: Moment, n: u32, delay: Duration) -> Result<(), String> {
+    let owed = member.owed.take();
+    let Some(Due::Restart { n: expected, least, most }) = owed else {
+        return Err(format!("PolicyIsFollowed: restarted, owed {owed:?}"));
+    };
+    let seconds = delay.as_secs_f64();
+    let exact = n == expected && (least..=most).contains(&seconds);
+    ensure!(exact, "BackoffFollowsTheFormula", "n {n} waits {seconds}; n {expected} waits {least}..{most}");
+    member.restart_due = Some(now.after(delay));
+    if n >= 2 {
+        member.loops = Some(delay.min(member.spec.curve.reset_after));
+    }
+    Ok(())
 }

@@ -1,7 +1,8 @@
-//! The seeded simulator: the engine in a virtual world of processes that crash, hang, ignore TERM, survive KILL, exit at
-//! once or are never spawned, with every invariant checked after every step.
+//! The seeded simulator: the engine in a virtual world of processes that crash, hang, ignore TERM, survive
+//! KILL, exit at once or are never spawned, with every invariant checked after every step.
 //!
-//! `SIM_SEED=7 cargo test --test sim` replays one seed with its trace; `SIM_SEEDS=1000000` tries more of them.
+//! `SIM_SEED=7 cargo test --test sim` replays one seed with its trace; `SIM_SEEDS=1000000` tries more of
+//! them.
 
 mod cast;
 mod dice;
@@ -82,8 +83,8 @@ fn the_same_seed_gives_the_same_trace() {
     });
 }
 
-/// What became of the user plugins, and up to when that is all: times count from their first spawn, run ids and the
-/// like are left out.
+/// What became of the user plugins, and up to when that is all: times count from their first spawn, run ids
+/// and the like are left out.
 struct Fate {
     entries: Vec<(Duration, PluginId, String)>,
     known_for: Duration,
@@ -100,7 +101,7 @@ impl Fate {
                 .any(|effect| matches!(effect, Effect::Spawn { plugin, .. } if is_user(*plugin)))
         };
         let cut_short = world.trace.len() >= scenario.steps_max;
-        let last = world.trace.last().map_or(Moment::default(), |step| step.now);
+        let last = world.trace.last().map_or_else(Moment::default, |step| step.now);
         let end = if cut_short { last } else { Moment(scenario.horizon) };
         let first = world.trace.iter().find(user_spawn).map_or(end, |step| step.now);
         let mut fate = Self { entries: Vec::new(), known_for: end.since(first) };

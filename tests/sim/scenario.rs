@@ -131,8 +131,8 @@ impl Scenario {
         }
     }
 
-    /// No drain, no noise, an exact timer, and user plugins that depend on user plugins alone: the ground on which two
-    /// runs can be compared.
+    /// No drain, no noise, an exact timer, and user plugins that depend on user plugins alone: the ground on
+    /// which two runs can be compared.
     pub(crate) fn comparable(seed: u64) -> Self {
         let mut scenario = Self::new(seed);
         let roles: Vec<_> = scenario.actors.iter().map(|actor| actor.spec.role).collect();

@@ -102,8 +102,8 @@ impl World {
         self.queue.insert((self.now.after(wait), self.arranged), event);
     }
 
-    /// What comes next up to `until`: an event, or the one timer. What was due while the clock went on without it
-    /// comes late.
+    /// What comes next up to `until`: an event, or the one timer. What was due while the clock went on
+    /// without it comes late.
     fn next(&mut self, until: Moment) -> Option<(Moment, Event)> {
         let first = self.queue.keys().next().copied().filter(|(when, _)| *when <= until);
         let timer = self.timer.filter(|when| *when <= until);
@@ -154,7 +154,7 @@ impl World {
             let error = SpawnError { stage: "exec", errno: 2 };
             return self.arrange(answer, Event::SpawnFailed { plugin, run, error });
         }
-        let pid = u32::try_from(plugin.0).unwrap() + 100;
+        let pid = u32::try_from(plugin.0).expect("invariant: a scenario has few plugins") + 100;
         let overtaken = habits.dice.percent(habits.exit_overtakes);
         let life = habits.time(habits.lives_max);
         let forever = habits.dice.percent(habits.lives_forever);
@@ -177,14 +177,15 @@ impl World {
             Stop::Kill => (habits.survives_kill, habits.kill_takes_max, ExitReason::Signal(9)),
         };
         if !habits.dice.percent(immune) {
-            // The process may end by itself before; then this one is a repeated exit, which must change nothing.
+            // The process may end by itself before; then this one is a repeated exit, which must change
+            // nothing.
             let wait = habits.time(takes_max);
             self.arrange(wait, Event::Exited { plugin, run, exit });
         }
     }
 
-    /// Something that must change nothing: about a plugin that is not there, a run that is not the present one, or at
-    /// the wrong time.
+    /// Something that must change nothing: about a plugin that is not there, a run that is not the present
+    /// one, or at the wrong time.
     fn nonsense(&mut self) -> Event {
         let dice = &mut self.scenario.dice;
         let plugin = PluginId(dice.index(self.scenario.actors.len() + 2));

@@ -1,7 +1,10 @@
 //! Examples as text: a list of plugins and a script of what happens go in, what the engine does comes out.
 
-mod examples;
+#[expect(clippy::needless_raw_string_hashes, reason = "expect-test writes its literals so")]
+mod lives;
 mod model;
+#[expect(clippy::needless_raw_string_hashes, reason = "expect-test writes its literals so")]
+mod stops;
 
 use std::fmt::Write as _;
 use std::time::Duration;
@@ -90,8 +93,8 @@ impl Play {
         }
     }
 
-    /// `TIME start|tick|status`, `TIME drain SECONDS`, `TIME NAME up|fail|ENDING`, an ending being `code=N`, `signal=N`
-    /// or `oom`.
+    /// `TIME start|tick|status`, `TIME drain SECONDS`, `TIME NAME up|fail|ENDING`, an ending being `code=N`,
+    /// `signal=N` or `oom`.
     fn line(&mut self, line: &str) {
         let words: Vec<_> = line.split_whitespace().collect();
         let [time, subject, ref rest @ ..] = words[..] else { panic!("not a line: {line}") };

@@ -1,4 +1,5 @@
-//! The restart decision against a reference model that is too simple to be wrong: one plugin, runs of known length.
+//! The restart decision against a reference model that is too simple to be wrong: one plugin, runs of known
+//! length.
 
 use proptest::prelude::*;
 
@@ -96,7 +97,8 @@ proptest! {
             let (event, ran_for) = match end {
                 RunEnd::SpawnFailed(error) => (Event::SpawnFailed { plugin, run, error }, Duration::ZERO),
                 RunEnd::Exited(exit) => {
-                    let _: Vec<Effect> = engine.step(now, Event::Spawned { plugin, run, pid: 1 });
+                    let started = engine.step(now, Event::Spawned { plugin, run, pid: 1 });
+                    prop_assert_eq!(started.len(), 1);
                     (Event::Exited { plugin, run, exit }, ran_for)
                 }
             };
