@@ -7,7 +7,10 @@ use std::{
     io::BufReader,
     path::{Path, PathBuf},
     process::{Command, Stdio},
-    sync::mpsc::{RecvTimeoutError, SyncSender, sync_channel},
+    sync::{
+        OnceLock,
+        mpsc::{RecvTimeoutError, SyncSender, sync_channel},
+    },
     time::Duration,
 };
 
@@ -24,7 +27,14 @@ const ARTIFACTS_MAX: usize = 64;
 
 /// The root of the repository.
 pub(crate) fn workspace_root() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("invariant: xtask/ lies in the workspace root")
+    static ROOT: OnceLock<PathBuf> = OnceLock::new();
+    ROOT.get_or_init(|| {
+        // As `cargo run` says it now: what was true when xtask was compiled is not in a checkout that was copied
+        // with its target directory.
+        let member = std::env::var_os("CARGO_MANIFEST_DIR");
+        let member = member.map_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")), PathBuf::from);
+        member.parent().expect("invariant: xtask/ lies in the workspace root").to_owned()
+    })
 }
 
 /// Where cargo builds.
