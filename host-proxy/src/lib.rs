@@ -30,7 +30,6 @@ mod address;
 mod admin;
 mod ask;
 mod backoff;
-mod bundle;
 mod cli;
 mod clock;
 mod control;

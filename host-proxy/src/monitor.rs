@@ -2,6 +2,7 @@
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
+use enclave_protocol::bundle::Bundle;
 use enclave_protocol::control::{Condition, Event, Phase};
 use tokio::{
     sync::Notify,
@@ -10,7 +11,6 @@ use tokio::{
 
 use crate::{
     backoff::Backoff,
-    bundle::Bundle,
     counters::count,
     rules::{Reading, ReadingError},
     state::Session,

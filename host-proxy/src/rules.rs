@@ -3,15 +3,13 @@
 use std::{collections::BTreeMap, path::Path};
 
 use enclave_protocol::{
+    bundle::{Bundle, BundleError},
     control::{Diagnostic, EgressRule, Files, Plan},
     digest::digest,
     manifest::{self, Context},
 };
 
-use crate::{
-    bundle::{Bundle, BundleError},
-    policy::normalise,
-};
+use crate::policy::normalise;
 
 /// A manifest that this side has read and checked by itself.
 #[derive(Debug, Clone)]
