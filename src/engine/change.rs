@@ -1,0 +1,229 @@
+//! The visible transitions: what people see as events.
+
+use std::fmt;
+use std::time::Duration;
+
+use super::event::{ExitReason, Outcome, PluginId, SpawnError};
+
+/// One visible transition of a plugin or of the deployment. `Display` is a message for people, without the
+/// plugin's name; [`reason`](Self::reason) the word programs branch on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Change {
+    /// A run has its process.
+    Started {
+        /// Who.
+        plugin: PluginId,
+        /// The process.
+        pid: u32,
+        /// How many restarts that makes, this one included.
+        restarts: u32,
+    },
+    /// A run's process ended.
+    Exited {
+        /// Who.
+        plugin: PluginId,
+        /// How.
+        exit: ExitReason,
+        /// How long it ran.
+        ran_for: Duration,
+    },
+    /// A run has no process.
+    SpawnFailed {
+        /// Who.
+        plugin: PluginId,
+        /// Why.
+        error: SpawnError,
+    },
+    /// Another run is decided.
+    BackOff {
+        /// Who.
+        plugin: PluginId,
+        /// The n of the backoff formula.
+        n: u32,
+        /// The wait, jitter included; zero for the first.
+        delay: Duration,
+    },
+    /// From now on the plugin counts as in a crash loop.
+    CrashLoop {
+        /// Who.
+        plugin: PluginId,
+    },
+    /// It ran long enough to count as out of its crash loop.
+    Steady {
+        /// Who.
+        plugin: PluginId,
+    },
+    /// It succeeded and stays down.
+    Completed {
+        /// Who.
+        plugin: PluginId,
+    },
+    /// It failed and its policy is not to start it again.
+    Failed {
+        /// Who.
+        plugin: PluginId,
+    },
+    /// It ended again after the last restart that `maxRestarts` allows.
+    GaveUp {
+        /// Who.
+        plugin: PluginId,
+        /// The streak of restarts that is spent.
+        restarts: u32,
+    },
+    /// It can never start, because of a dependency.
+    DependencyFailed {
+        /// Who.
+        plugin: PluginId,
+        /// The dependency that failed for good or cannot start either; the plugin itself where its
+        /// dependencies could never be met (a cycle).
+        dependency: PluginId,
+    },
+    /// It was told to stop.
+    Stopping {
+        /// Who.
+        plugin: PluginId,
+        /// What it has until it is killed.
+        kill_in: Duration,
+    },
+    /// It was killed, because it did not stop in time.
+    Killed {
+        /// Who.
+        plugin: PluginId,
+    },
+    /// It has not died of being killed, or its start was never answered: the stop goes on without it.
+    Unkillable {
+        /// Who.
+        plugin: PluginId,
+    },
+    /// It is down because of a stop.
+    Stopped {
+        /// Who.
+        plugin: PluginId,
+    },
+    /// A drain began, or was made shorter.
+    Draining {
+        /// The bound of what is to come.
+        grace: Duration,
+    },
+    /// No user plugin can run again: the rest is stopped now.
+    WorkloadEnded {
+        /// How it ended.
+        outcome: Outcome,
+    },
+    /// Everything is down or given up.
+    End {
+        /// How it ended.
+        outcome: Outcome,
+    },
+}
+
+impl Change {
+    /// The plugin it is about; none for the deployment.
+    pub fn plugin(&self) -> Option<PluginId> {
+        match *self {
+            Self::Started { plugin, .. }
+            | Self::Exited { plugin, .. }
+            | Self::SpawnFailed { plugin, .. }
+            | Self::BackOff { plugin, .. }
+            | Self::CrashLoop { plugin }
+            | Self::Steady { plugin }
+            | Self::Completed { plugin }
+            | Self::Failed { plugin }
+            | Self::GaveUp { plugin, .. }
+            | Self::DependencyFailed { plugin, .. }
+            | Self::Stopping { plugin, .. }
+            | Self::Killed { plugin }
+            | Self::Unkillable { plugin }
+            | Self::Stopped { plugin } => Some(plugin),
+            Self::Draining { .. } | Self::WorkloadEnded { .. } | Self::End { .. } => None,
+        }
+    }
+
+    /// One word for the contract's event stream.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::Started { .. } => "Started",
+            Self::Exited { .. } => "Exited",
+            Self::SpawnFailed { .. } => "SpawnFailed",
+            Self::BackOff { .. } => "BackOff",
+            Self::CrashLoop { .. } => "CrashLoop",
+            Self::Steady { .. } => "Steady",
+            Self::Completed { .. } => "Completed",
+            Self::Failed { .. } => "Failed",
+            Self::GaveUp { .. } => "GaveUp",
+            Self::DependencyFailed { .. } => "DependencyFailed",
+            Self::Stopping { .. } => "Stopping",
+            Self::Killed { .. } => "Killed",
+            Self::Unkillable { .. } => "Unkillable",
+            Self::Stopped { .. } => "Stopped",
+            Self::Draining { .. } => "Draining",
+            Self::WorkloadEnded { .. } => "WorkloadEnded",
+            Self::End { .. } => "End",
+        }
+    }
+}
+
+impl fmt::Display for Change {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Started { pid, restarts: 0, .. } => write!(f, "started as pid {pid}"),
+            Self::Started { pid, restarts, .. } => write!(f, "started as pid {pid}, restart {restarts}"),
+            Self::Exited { exit, ran_for, .. } => write!(f, "{exit} after {}", Seconds(*ran_for)),
+            Self::SpawnFailed { error, .. } => write!(f, "could not be started: {error}"),
+            Self::BackOff { n, delay, .. } if delay.is_zero() => write!(f, "restart {n} at once"),
+            Self::BackOff { n, delay, .. } => write!(f, "restart {n} in {}", Seconds(*delay)),
+            Self::CrashLoop { .. } => {
+                f.write_str("restarted again without a long run in between: in a crash loop")
+            }
+            Self::Steady { .. } => f.write_str("runs longer than it last waited: out of its crash loop"),
+            Self::Completed { .. } => f.write_str("succeeded and stays down"),
+            Self::Failed { .. } => f.write_str("failed and stays down"),
+            Self::GaveUp { restarts, .. } => write!(f, "stays down: all {restarts} restarts are spent"),
+            Self::DependencyFailed { .. } => {
+                f.write_str("cannot start: a plugin it depends on failed for good")
+            }
+            Self::Stopping { kill_in, .. } => write!(f, "told to stop within {}", Seconds(*kill_in)),
+            Self::Killed { .. } => f.write_str("killed: it did not stop in time"),
+            Self::Unkillable { .. } => f.write_str("did not end in time; the stop goes on without it"),
+            Self::Stopped { .. } => f.write_str("stopped"),
+            Self::Draining { grace } => write!(f, "stopping everything within {}", Seconds(*grace)),
+            Self::WorkloadEnded { outcome } => {
+                write!(f, "no user plugin can run again: {}", outcome_word(*outcome))
+            }
+            Self::End { outcome } => f.write_str(outcome_word(*outcome)),
+        }
+    }
+}
+
+impl fmt::Display for ExitReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Code(code) => write!(f, "exited with code {code}"),
+            Self::Signal(signal) => write!(f, "ended by signal {signal}"),
+            Self::OutOfMemory => f.write_str("killed for want of memory"),
+        }
+    }
+}
+
+impl fmt::Display for SpawnError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: errno {}", self.stage, self.errno)
+    }
+}
+
+/// A duration to the millisecond.
+struct Seconds(Duration);
+
+impl fmt::Display for Seconds {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{:03}s", self.0.as_secs(), self.0.subsec_millis())
+    }
+}
+
+fn outcome_word(outcome: Outcome) -> &'static str {
+    match outcome {
+        Outcome::Completed => "completed",
+        Outcome::Failed => "failed",
+        Outcome::Drained => "drained",
+    }
+}
