@@ -73,17 +73,17 @@
 //!   never looks ready.
 //! - **Start.** Telemetry, then services, then user plugins. A later role starts when every plugin of the
 //!   earlier ones is *settled*: its first spawn has been answered, however; or has gone unanswered for
-//!   [`SPAWN_PATIENCE`]; or it waits for a dependency that is not ready, or that belongs to a later role. So no death of telemetry or a service holds back the workload, and no hanging
-//!   start for longer than that (once per link where they wait for one another). A role that may start once
-//!   may start for good.
+//!   [`SPAWN_PATIENCE`]; or it waits for a dependency that is not ready, or that belongs to a later role. So
+//!   no death of telemetry or a service holds back the workload, and no hanging start for longer than that
+//!   (once per link where they wait for one another). A role that may start once may start for good.
 //! - **Dependencies** gate the first start only; a restart does not wait for them again. Ready, or completed,
 //!   will do.
 //! - **End of the workload.** When every user plugin is `Blocked`, `Completed` or `Failed`, the rest is
 //!   stopped as a drain stops it, with time enough for everyone's full grace. No user plugins at all count as
 //!   completed.
 //! - **Stop.** Users, services, telemetry; within a role dependants before what they depend on, independent
-//!   ones together. The module `stop` says how the time is shared. An exit before the plugin's own turn is judged
-//!   by its policy, except that there is no other run.
+//!   ones together. The module `stop` says how the time is shared. An exit before the plugin's own turn is
+//!   judged by its policy, except that there is no other run.
 
 mod change;
 mod event;
