@@ -54,7 +54,12 @@ pub fn digest_file(file: &Path, config_dir: Option<&Path>) -> Said {
 }
 
 fn lines(file: &Path, errors: &[Diagnostic]) -> String {
-    errors.iter().map(|error| format!("{}:{error}\n", file.display())).collect()
+    let mut text = String::new();
+    for error in errors {
+        // A String takes every write.
+        writeln!(text, "{}:{error}", file.display()).ok();
+    }
+    text
 }
 
 fn unusable(error: impl std::fmt::Display) -> (String, Exit) {
@@ -91,7 +96,8 @@ mod tests {
         assert_eq!(checked(&hello()), ("FILE: ok\n".to_owned(), Exit::Ok));
         let asking = hello().replace("name: fastapi\n", "name: fastapi\n      logsAccess: true\n");
         assert_eq!(checked(&asking).1, Exit::Usage);
-        let asking = hello().replace("name: fastapi\n", "name: fastapi\n      livenessProbe: {tcpSocket: {port: 1}}\n");
+        let asking = hello()
+            .replace("name: fastapi\n", "name: fastapi\n      livenessProbe: {tcpSocket: {port: 1}}\n");
         let (said, exit) = checked(&asking);
         assert_eq!(exit, Exit::Ok);
         assert!(said.contains("FILE: NotImplemented: spec.userPlugins[0].livenessProbe"), "{said}");
@@ -113,7 +119,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let of = |replicas: u32, config_dir: Option<&Path>| {
             let file = dir.path().join("manifest.yaml");
-            let text = hello().replace("spec:\n  userPlugins", &format!("spec:\n  replicas: {replicas}\n  userPlugins"));
+            let text = hello()
+                .replace("spec:\n  userPlugins", &format!("spec:\n  replicas: {replicas}\n  userPlugins"));
             std::fs::write(&file, text).unwrap();
             digest_file(&file, config_dir).unwrap()
         };
@@ -123,7 +130,8 @@ mod tests {
         let config = dir.path().join("config");
         std::fs::create_dir_all(config.join("configmaps/telemetry-config")).unwrap();
         assert_eq!(of(1, Some(&config)).1, Exit::Usage);
-        std::fs::write(config.join("configmaps/telemetry-config/config.yaml"), "scrape_configs: []\n").unwrap();
+        std::fs::write(config.join("configmaps/telemetry-config/config.yaml"), "scrape_configs: []\n")
+            .unwrap();
         let (with_files, exit) = of(1, Some(&config));
         assert_eq!(exit, Exit::Ok);
         assert_ne!(with_files, one);

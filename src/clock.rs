@@ -35,11 +35,9 @@ impl Clock {
     /// The wall-clock time at which `moment` was or will be, as the wall clock stands now.
     pub fn wall_at(&self, moment: Moment) -> Timestamp {
         let (now, wall) = (self.now(), wall());
-        if moment.0 >= now.0 {
-            Timestamp(wall.0.saturating_add(nanos(moment.0 - now.0)))
-        } else {
-            Timestamp(wall.0.saturating_sub(nanos(now.0 - moment.0)))
-        }
+        // One of the two spans is zero.
+        let (ahead, ago) = (moment.since(now), now.since(moment));
+        Timestamp(wall.0.saturating_add(nanos(ahead)).saturating_sub(nanos(ago)))
     }
 }
 

@@ -1,6 +1,6 @@
 //! `enclave-supervisor status`: asks the running supervisor over its socket.
 
-use std::{io, path::Path, time::Duration};
+use std::{fmt::Write as _, io, path::Path, time::Duration};
 
 use bytes::Bytes;
 use enclave_protocol::control::{PluginStatus, Status};
@@ -51,12 +51,14 @@ fn table(status: &Status) -> String {
         return text;
     }
     let width = status.plugins.iter().map(|plugin| plugin.name.len()).max().unwrap_or(0).max(4);
-    text += &format!("{:width$}  {:10}  {:5}  {:8}  {}\n", "NAME", "PHASE", "READY", "RESTARTS", "REASON");
+    // A String takes every write.
+    writeln!(text, "{:width$}  {:10}  {:5}  {:8}  REASON", "NAME", "PHASE", "READY", "RESTARTS").ok();
     for plugin in &status.plugins {
         let PluginStatus { name, phase, ready, restarts, reason, .. } = plugin;
         let (phase, ready) = (format!("{phase:?}"), if *ready { "yes" } else { "no" });
         let reason = reason.as_deref().unwrap_or("");
-        text += &format!("{name:width$}  {phase:10}  {ready:5}  {restarts:<8}  {reason}\n");
+        let line = format!("{name:width$}  {phase:10}  {ready:5}  {restarts:<8}  {reason}");
+        writeln!(text, "{}", line.trim_end()).ok();
     }
     text
 }

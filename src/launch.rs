@@ -44,14 +44,14 @@ pub fn merge(image: &ImageConfig, wanted: Wanted<'_>) -> Merged {
         set(&mut env, name, value);
     }
     let variables = lookup(&env);
-    let (command, args) = match (wanted.command, wanted.args) {
+    let (program, arguments) = match (wanted.command, wanted.args) {
         (Some(command), args) => (command, args.unwrap_or_default()),
         (None, Some(args)) => (image.entrypoint.as_slice(), args),
         (None, None) => (image.entrypoint.as_slice(), image.cmd.as_slice()),
     };
     let from_manifest = wanted.command.is_some() || wanted.args.is_some();
-    let word = |word: &String| if from_manifest { expand(word, &variables) } else { word.clone() };
-    let argv = command.iter().chain(args).map(word).collect();
+    let spelled = |word: &String| if from_manifest { expand(word, &variables) } else { word.clone() };
+    let argv = program.iter().chain(arguments).map(spelled).collect();
     let cwd = wanted.working_dir.filter(|dir| !dir.is_empty()).unwrap_or(&image.working_dir);
     let cwd = Path::new("/").join(cwd).display().to_string();
     Merged { argv, env, cwd }

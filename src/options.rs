@@ -46,7 +46,7 @@ pub struct Options {
 pub enum Command {
     /// Wait for a manifest and run its plugins (the default)
     Run(Box<RunOptions>),
-    /// Print every mistake in a manifest as FILE:LINE:COL: path: message
+    /// Print every mistake in a manifest as `FILE:LINE:COL: path: message`
     Check {
         /// The manifest
         file: PathBuf,
@@ -89,7 +89,7 @@ pub struct RunOptions {
     /// How the supervisor came to run
     #[arg(long, env = "ENCLAVE_INIT", value_enum, default_value = "container")]
     pub init: Init,
-    /// vsock, or unix:PATH for Firecracker's hybrid vsock
+    /// vsock, or `unix:PATH` for Firecracker's hybrid vsock
     #[arg(long, env = "ENCLAVE_TRANSPORT", default_value = "vsock")]
     pub transport: Address,
     /// The parent's CID: 3 on Nitro, 2 under Firecracker and QEMU

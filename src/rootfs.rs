@@ -121,11 +121,12 @@ pub fn directory(root: &Path, path: &str) -> Result<PathBuf, PathError> {
 /// A symlink in its place is replaced: many images bring an `/etc/resolv.conf` that points nowhere.
 pub fn file(root: &Path, path: &str) -> Result<PathBuf, PathError> {
     let path = Path::new(path);
-    let (parent, name) = (path.parent().unwrap_or(Path::new("/")), path.file_name().unwrap_or_default());
+    let (parent, name) =
+        (path.parent().unwrap_or_else(|| Path::new("/")), path.file_name().unwrap_or_default());
     let there = directory(root, &parent.to_string_lossy())?.join(name);
     match fs::symlink_metadata(&there) {
         Ok(meta) if meta.is_symlink() => {
-            fs::remove_file(&there).map_err(|source| io_error(&there, source))?
+            fs::remove_file(&there).map_err(|source| io_error(&there, source))?;
         }
         Ok(meta) if meta.is_dir() => return Err(PathError::NotADirectory(path.display().to_string())),
         Ok(_) => return Ok(there),

@@ -133,7 +133,7 @@ fn start(
         }
         Host::Unix(_) => None,
     };
-    let run_dir = options.socket.parent().unwrap_or(Path::new("/")).to_owned();
+    let run_dir = options.socket.parent().unwrap_or_else(|| Path::new("/")).to_owned();
     let socket =
         bind_inside(&options.socket).map_err(tried(format!("listen on {}", options.socket.display())))?;
     let grants = Grants { metrics: true, status: true, logs: true };

@@ -16,7 +16,12 @@ mod children;
 mod network;
 mod report;
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    path::PathBuf,
+    sync::Arc,
+    time::Duration,
+};
 
 use enclave_protocol::{
     control::{DrainRequest, ManifestAccepted, Status},
@@ -178,7 +183,7 @@ impl Driver {
 
     fn handle(&mut self, wake: Wake) {
         match wake {
-            Wake::Command(Command::Accept(candidate, answer)) => self.accept(*candidate, answer),
+            Wake::Command(Command::Accept(candidate, answer)) => self.accept(&candidate, answer),
             Wake::Command(Command::Drain(DrainRequest { grace_seconds })) => self.drain(grace_seconds),
             Wake::Ingress(stream) => {
                 if let Some(running) = &self.running {
@@ -202,13 +207,13 @@ impl Driver {
         &self.parts.shared.board
     }
 
-    fn accept(&mut self, candidate: Candidate, answer: oneshot::Sender<Acceptance>) {
+    fn accept(&mut self, candidate: &Candidate, answer: oneshot::Sender<Acceptance>) {
         let acceptance = match &self.running {
             Some(running) if running.accepted.digest == candidate.digest.to_string() => {
                 Acceptance::Accepted(Box::new(running.accepted.clone()))
             }
             Some(running) => Acceptance::Conflict { digest: running.accepted.digest.clone() },
-            None => match self.begin(&candidate) {
+            None => match self.begin(candidate) {
                 Ok(accepted) => Acceptance::Accepted(Box::new(accepted)),
                 Err(error) => {
                     tracing::error!(%error, "the accepted manifest cannot be run; waiting for another");
@@ -265,6 +270,12 @@ impl Driver {
             (LABEL_INSTANCE, candidate.instance_id.clone()),
         ];
         tracing::info!(deployment = manifest.name, digest = accepted.digest, "manifest accepted");
+        // Readers see whose numbers these are from now on, not only from the next sample.
+        board.sample.send_modify(|sample| {
+            if let Some(sample) = sample {
+                Arc::make_mut(sample).labels = owned(&labels);
+            }
+        });
         self.running = Some(Running {
             engine: Engine::new(report::specs(manifest), self.parts.seed),
             children,
@@ -283,10 +294,10 @@ impl Driver {
 
     fn deadline_reached(&mut self) {
         let now = self.clock.now();
-        if let Some(running) = &mut self.running {
-            if running.network.due().is_some_and(|due| due <= now) {
-                running.network.start(now);
-            }
+        if let Some(running) = &mut self.running
+            && running.network.due().is_some_and(|due| due <= now)
+        {
+            running.network.start(now);
         }
         self.step(Event::DeadlineReached);
     }
@@ -315,7 +326,7 @@ impl Driver {
     /// Lets the engine decide and performs what it says.
     fn step(&mut self, event: Event) {
         let now = self.clock.now();
-        let mut events = std::collections::VecDeque::from([event]);
+        let mut events = VecDeque::from([event]);
         while let Some(event) = events.pop_front() {
             let Some(running) = &mut self.running else { return };
             for effect in running.engine.step(now, event) {
@@ -356,7 +367,7 @@ impl Driver {
         let mut all = families::system(&reading, before);
         let board = Arc::clone(self.board());
         let logs = board.rings.totals();
-        let mut labels = std::collections::BTreeMap::new();
+        let mut labels = BTreeMap::new();
         let mut net_restarts = 0;
         if let Some(running) = &mut self.running {
             self.samples += 1;
@@ -365,7 +376,7 @@ impl Driver {
             all.extend(families::plugins(&running.children.readings(&status.plugins), &logs));
             all.extend(running.network.families());
             net_restarts = running.network.restarts;
-            labels.extend(running.labels.iter().map(|(name, value)| ((*name).to_owned(), value.clone())));
+            labels = owned(&running.labels);
         }
         let own_log = logs.get(crate::logs::ring::SUPERVISOR).copied().unwrap_or_default();
         let lost = self.parts.stderr_lost.load(std::sync::atomic::Ordering::Relaxed);
@@ -376,10 +387,10 @@ impl Driver {
     /// What comes after the last plugin: see the order in the module's description.
     async fn end(&mut self) -> Exit {
         let outcome = self.outcome.unwrap_or(Outcome::Drained);
-        if let Some(running) = &mut self.running {
-            if timeout(FINAL_OUTPUT_MAX, running.children.output_ended()).await.is_err() {
-                tracing::warn!("a process outlived its plugin and holds its output open");
-            }
+        if let Some(running) = &mut self.running
+            && timeout(FINAL_OUTPUT_MAX, running.children.output_ended()).await.is_err()
+        {
+            tracing::warn!("a process outlived its plugin and holds its output open");
         }
         self.sample();
         self.publish_status();
@@ -388,7 +399,7 @@ impl Driver {
             Outcome::Failed => Exit::Workload,
         };
         let board = Arc::clone(self.board());
-        self.log_end(&board.status.borrow().clone());
+        log_end(&board.status.borrow().clone());
         let (log_seq, status_seq) = (board.rings.last_seq(), board.status.borrow().seq);
         let mut acknowledged = board.acknowledged.subscribe();
         let known = acknowledged.wait_for(|ack| ack.log_seq >= log_seq && ack.status_seq >= status_seq);
@@ -401,23 +412,6 @@ impl Driver {
         }
         exit
     }
-
-    /// The last word, with every plugin's own exit.
-    fn log_end(&self, status: &Status) {
-        for plugin in &status.plugins {
-            let exit = plugin.last_exit.as_ref();
-            tracing::info!(
-                plugin = plugin.name,
-                phase = ?plugin.phase,
-                code = exit.and_then(|exit| exit.code),
-                signal = exit.and_then(|exit| exit.signal),
-                oom = exit.is_some_and(|exit| exit.oom),
-                restarts = plugin.restarts,
-                "final state"
-            );
-        }
-        tracing::info!(phase = ?status.phase, "the deployment has ended");
-    }
 }
 
 impl Running {
@@ -426,4 +420,25 @@ impl Running {
         let (names, failures) = (self.children.names(), self.children.failures());
         report::status(&snapshot, names, &failures, &self.accepted, &self.name, board, clock)
     }
+}
+
+fn owned(labels: &[(&str, String)]) -> BTreeMap<String, String> {
+    labels.iter().map(|(name, value)| ((*name).to_owned(), value.clone())).collect()
+}
+
+/// The last word, with every plugin's own exit.
+fn log_end(status: &Status) {
+    for plugin in &status.plugins {
+        let exit = plugin.last_exit.as_ref();
+        tracing::info!(
+            plugin = plugin.name,
+            phase = ?plugin.phase,
+            code = exit.and_then(|exit| exit.code),
+            signal = exit.and_then(|exit| exit.signal),
+            oom = exit.is_some_and(|exit| exit.oom),
+            restarts = plugin.restarts,
+            "final state"
+        );
+    }
+    tracing::info!(phase = ?status.phase, "the deployment has ended");
 }

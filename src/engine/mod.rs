@@ -73,18 +73,17 @@
 //!   never looks ready.
 //! - **Start.** Telemetry, then services, then user plugins. A later role starts when every plugin of the
 //!   earlier ones is *settled*: its first spawn has been answered, however; or has gone unanswered for
-//!   [`SPAWN_PATIENCE`]; or it waits for a dependency that is itself settled without being ready, or that
-//!   belongs to a later role. So no death of telemetry or a service holds back the workload, and no hanging
-//!   start for longer than that (once per link where they wait for one another). A role that may start once
-//!   may start for good.
+//!   [`SPAWN_PATIENCE`]; or it waits for a dependency that is not ready, or that belongs to a later role. So
+//!   no death of telemetry or a service holds back the workload, and no hanging start for longer than that
+//!   (once per link where they wait for one another). A role that may start once may start for good.
 //! - **Dependencies** gate the first start only; a restart does not wait for them again. Ready, or completed,
 //!   will do.
 //! - **End of the workload.** When every user plugin is `Blocked`, `Completed` or `Failed`, the rest is
 //!   stopped as a drain stops it, with time enough for everyone's full grace. No user plugins at all count as
 //!   completed.
 //! - **Stop.** Users, services, telemetry; within a role dependants before what they depend on, independent
-//!   ones together. The module `stop` says how the time is shared. An exit before the plugin's own turn is judged
-//!   by its policy, except that there is no other run.
+//!   ones together. The module `stop` says how the time is shared. An exit before the plugin's own turn is
+//!   judged by its policy, except that there is no other run.
 
 mod change;
 mod event;
@@ -289,14 +288,12 @@ impl Engine {
 
     /// Whether nothing of the roles before `role` holds it back any more.
     fn earlier_roles_settled(&self, role: Role) -> bool {
-        let mut settled = vec![true; self.plugins.len()];
-        for &index in &self.order.by_dependency {
-            let plugin = &self.plugins[index];
-            settled[index] = match plugin.actual {
+        self.plugins.iter().filter(|plugin| plugin.spec.role < role).all(|plugin| {
+            match plugin.actual {
+                // What holds it back is settled itself, or keeps the role closed on its own account.
                 Actual::Waiting => plugin.spec.depends_on.iter().any(|&PluginId(other)| {
                     let dependency = &self.plugins[other];
-                    dependency.spec.role > plugin.spec.role
-                        || (settled[other] && !dependency.satisfies_dependants())
+                    dependency.spec.role > plugin.spec.role || !dependency.satisfies_dependants()
                 }),
                 Actual::Spawning { asked, .. } => {
                     plugin.restarts > 0 || asked.after(SPAWN_PATIENCE) <= self.now
@@ -309,9 +306,8 @@ impl Engine {
                 | Actual::Completed
                 | Actual::Failed { .. }
                 | Actual::Stopped => true,
-            };
-        }
-        self.plugins.iter().zip(settled).all(|(plugin, settled)| settled || plugin.spec.role >= role)
+            }
+        })
     }
 
     fn earliest_deadline(&self) -> Option<Moment> {

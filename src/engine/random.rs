@@ -26,3 +26,20 @@ impl Random {
         u32::try_from(scaled).expect("invariant: a 32-bit fraction of max + 1 is at most max")
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_sequence_is_the_published_one_and_streams_differ() {
+        // The reference implementation's first outputs for the seed 1234567.
+        let mut random = Random(1_234_567);
+        assert_eq!(
+            [(); 3].map(|()| random.next()),
+            [6_457_827_717_110_365_317, 3_203_168_211_198_807_973, 9_817_491_932_198_370_423]
+        );
+        let [mut one, mut other] = [0, 1].map(|stream| Random::new(7, stream));
+        assert_ne!([(); 3].map(|()| one.next()), [(); 3].map(|()| other.next()));
+    }
+}

@@ -130,7 +130,7 @@ pub fn plugins(plugins: &[Plugin], logs: &BTreeMap<String, Totals>) -> Vec<Famil
 
 fn exit_code(status: &PluginStatus) -> Option<i32> {
     let exit = status.last_exit.as_ref()?;
-    exit.code.or(exit.signal.map(|signal| 128 + signal))
+    exit.code.or_else(|| exit.signal.map(|signal| 128 + signal))
 }
 
 /// The supervisor's own counters.

@@ -163,8 +163,7 @@ impl Cast {
             return run.asked.after(SPAWN_PATIENCE) <= now;
         }
         member.spec.depends_on.iter().any(|&PluginId(other)| {
-            self.0[other].spec.role > member.spec.role
-                || (!satisfied(&snapshot.plugins[other]) && self.is_settled(other, now, snapshot))
+            self.0[other].spec.role > member.spec.role || !satisfied(&snapshot.plugins[other])
         })
     }
 

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use enclave_supervisor::engine::{
     Change, DeploymentPhase, Effect, Event, ExitReason, Moment, Outcome, PluginId, PluginPhase, Reason, Role,
-    RunEnd, RunId, Snapshot, Spec, Stop, TURN_RESERVE,
+    RunEnd, RunId, SPAWN_PATIENCE, Snapshot, Spec, Stop, TURN_RESERVE,
 };
 
 use crate::cast::{Cast, Due, Member, Run};
@@ -19,9 +19,12 @@ const EFFECTS_OF_DEPLOYMENT_MAX: usize = 4;
 struct Stopping {
     deadline: Moment,
     outcome: Outcome,
+    /// What each turn is owed, at least.
+    share: Duration,
 }
 
 pub(crate) struct Checker {
+    timer_late_max: Duration,
     cast: Cast,
     now: Moment,
     started: bool,
@@ -42,8 +45,9 @@ macro_rules! ensure {
 }
 
 impl Checker {
-    pub(crate) fn new(specs: Vec<Spec>) -> Self {
+    pub(crate) fn new(specs: Vec<Spec>, timer_late_max: Duration) -> Self {
         Self {
+            timer_late_max,
             cast: Cast::new(specs),
             now: Moment::default(),
             started: false,
@@ -101,6 +105,7 @@ impl Checker {
             "DeadlineLiesAhead",
             "{next_deadline:?} at {now:?}"
         );
+        self.nothing_due_is_forgotten(snapshot, next_deadline)?;
         self.last = Some((snapshot.clone(), next_deadline));
         Ok(())
     }
@@ -183,6 +188,11 @@ impl Checker {
         let before = (0..self.cast.0.len())
             .find(|&other| self.cast.stops_before(other, plugin.0) && self.cast.0[other].in_the_way());
         ensure!(before.is_none(), "StopOrderIsKept", "{plugin:?} before p{before:?}");
+        let came_up = self.cast.0[plugin.0].run.and_then(|run| run.up).is_some_and(|(up, _)| up == now);
+        let turn_starts = self.cast.0[plugin.0].run.is_some_and(|run| run.term.is_none()) && !came_up;
+        let left = stopping.deadline.since(now) + self.timer_late_max;
+        let fair = !turn_starts || left >= stopping.share;
+        ensure!(fair, "EveryTurnHasItsShare", "{plugin:?} has {left:?} of {:?}", stopping.share);
         // Enough time for its own grace and for every turn that may still come.
         let turns = u32::try_from(self.cast.0.len()).expect("invariant: a scenario has few plugins") + 1;
         let member = &mut self.cast.0[plugin.0];
@@ -208,6 +218,9 @@ impl Checker {
 
     fn reported(&mut self, change: Change, event: Event) -> Result<(), String> {
         let now = self.now;
+        let live = self.cast.0.iter().filter(|member| member.run.is_some()).count().max(1);
+        let turns = u32::try_from(live).expect("invariant: a scenario has few plugins");
+        let share = |whole: Duration| TURN_RESERVE.min(whole / turns);
         if let Some(plugin) = change.plugin() {
             return self.reported_of(plugin, change);
         }
@@ -215,15 +228,17 @@ impl Checker {
             Change::Draining { grace } => {
                 ensure!(event == Event::Drain { grace }, "DrainsAreAskedFor", "{event:?}");
                 let deadline = now.after(grace);
-                let present = self
-                    .stopping
-                    .unwrap_or(Stopping { deadline: Moment(Duration::MAX), outcome: Outcome::Drained });
+                let present = self.stopping.unwrap_or(Stopping {
+                    deadline: Moment(Duration::MAX),
+                    outcome: Outcome::Drained,
+                    share: Duration::MAX,
+                });
                 ensure!(
                     deadline < present.deadline,
                     "ASecondDrainOnlyShortens",
                     "{deadline:?} after {present:?}"
                 );
-                self.stopping = Some(Stopping { deadline, outcome: present.outcome });
+                self.stopping = Some(Stopping { deadline, outcome: present.outcome, share: share(grace) });
             }
             Change::WorkloadEnded { outcome } => {
                 let users =
@@ -236,7 +251,7 @@ impl Checker {
                 let expected = if completed { Outcome::Completed } else { Outcome::Failed };
                 ensure!(outcome == expected, "OutcomeIsTrue", "{outcome:?}, not {expected:?}");
                 let takes: Duration = self.cast.0.iter().map(Member::stop_takes_max).sum();
-                self.stopping = Some(Stopping { deadline: now.after(takes), outcome });
+                self.stopping = Some(Stopping { deadline: now.after(takes), outcome, share: share(takes) });
             }
             Change::End { outcome } => {
                 let expected = self.stopping.map(|stopping| stopping.outcome);
@@ -375,6 +390,28 @@ impl Checker {
                 continue;
             };
             ensure!(self.waits_for(index).is_some(), "TurnsComeAtOnce", "p{index} {run:?}");
+        }
+        Ok(())
+    }
+
+    /// The one timer is armed for the earliest of all that is due.
+    fn nothing_due_is_forgotten(&self, snapshot: &Snapshot, next: Option<Moment>) -> Result<(), String> {
+        let by = |due: Moment| next.is_some_and(|next| next <= due);
+        if let (DeploymentPhase::Stopping { deadline, .. }, false) = (snapshot.phase, self.ended) {
+            ensure!(by(deadline), "NothingDueIsForgotten", "the end at {deadline:?}, timer {next:?}");
+        }
+        if !self.started || self.stopping.is_some() {
+            return Ok(());
+        }
+        for (index, member) in self.cast.0.iter().enumerate() {
+            let restart = member.restart_due.filter(|_| member.run.is_none());
+            let steady =
+                member.loops.zip(member.run.and_then(|run| run.up)).map(|(wait, (up, _))| up.after(wait));
+            let first = member.run.filter(|_| !member.answered).map(|run| run.asked.after(SPAWN_PATIENCE));
+            let first = first.filter(|&due| due > self.now);
+            for due in [restart, steady, first].into_iter().flatten() {
+                ensure!(by(due), "NothingDueIsForgotten", "p{index} at {due:?}, timer {next:?}");
+            }
         }
         Ok(())
     }

@@ -41,7 +41,7 @@ impl World {
         let specs: Vec<_> = scenario.actors.iter().map(|actor| actor.spec.clone()).collect();
         let mut world = Self {
             engine: Engine::new(specs.clone(), scenario.seed),
-            checker: Checker::new(specs),
+            checker: Checker::new(specs, Duration::from_millis(scenario.timer_late_max)),
             now: Moment::default(),
             queue: BTreeMap::new(),
             arranged: 0,
@@ -62,9 +62,9 @@ impl World {
     pub(crate) fn run(&mut self) -> Result<(), String> {
         self.run_to_horizon()?;
         if !self.ended {
-            let now = self.now.after(Duration::from_millis(self.scenario.dice.below(100)));
+            let wait = Duration::from_millis(self.scenario.dice.below(100));
             let grace = any_drain_grace(&mut self.scenario.dice);
-            self.step(now, Event::Drain { grace })?;
+            self.arrange(wait, Event::Drain { grace });
         }
         let mut steps_left = WIND_DOWN_STEPS_MAX;
         while !self.ended {
