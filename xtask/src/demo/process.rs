@@ -19,6 +19,7 @@ use nix::{
 };
 use tokio::process::{Child, Command};
 
+use super::status::{self, Status};
 use crate::failure::{Failure, While as _};
 
 /// Lines of a log that an explanation shows.
@@ -108,8 +109,8 @@ pub(crate) fn in_namespaces(is_root: bool, words: Vec<String>) -> Vec<String> {
     options.iter().chain(user).map(|word| (*word).to_owned()).chain(["--".to_owned()]).chain(words).collect()
 }
 
-/// Asks the running host-proxy for the status; none while it cannot answer.
-pub(crate) async fn status(program: &Path, admin: &Path) -> Option<super::status::Status> {
+/// Asks the running host-proxy for the status; none while it has none, an error if it cannot be read.
+pub(crate) async fn status(program: &Path, admin: &Path) -> Result<Option<Status>, Failure> {
     let mut command = Command::new(program);
     command
         .arg("status")
@@ -118,8 +119,12 @@ pub(crate) async fn status(program: &Path, admin: &Path) -> Option<super::status
         .args(["-o", "json"])
         .stdin(Stdio::null())
         .kill_on_drop(true);
-    let output = tokio::time::timeout(STATUS_TIME_MAX, command.output()).await.ok()?.ok()?;
-    if output.status.success() { serde_json::from_slice(&output.stdout).ok() } else { None }
+    let output = tokio::time::timeout(STATUS_TIME_MAX, command.output()).await;
+    match output.while_doing("enclave-host-proxy status")?.while_doing("enclave-host-proxy status")? {
+        output if output.status.success() => status::read(&output.stdout),
+        // It has not opened its socket yet.
+        _ => Ok(None),
+    }
 }
 
 /// Sends a signal to one process.

@@ -2,6 +2,21 @@
 
 use serde::Deserialize;
 
+use crate::failure::{Failure, While as _};
+
+/// host-proxy's report, which holds the supervisor's status.
+#[derive(Debug, Deserialize)]
+struct Report {
+    status: Option<Status>,
+}
+
+/// Reads a report; none while the enclave has not answered.
+pub(crate) fn read(report: &[u8]) -> Result<Option<Status>, Failure> {
+    let report: Report =
+        serde_json::from_slice(report).while_doing("the answer of `enclave-host-proxy status -o json`")?;
+    Ok(report.status)
+}
+
 /// The deployment.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -101,15 +116,16 @@ pub(crate) mod tests {
     /// A status as the supervisor writes it.
     pub(crate) fn example(restarts: u32, pid: u32) -> Status {
         let text = format!(
-            r#"{{"bootId":"b","digest":"d","deployment":"hello-fastapi","phase":"Running","ready":true,
+            r#"{{"time":"2026-11-22T02:40:00Z","instance":"i","reachable":true,"synced":true,"status":{{"bootId":"b","digest":"d","deployment":"hello-fastapi","phase":"Running","ready":true,
             "conditions":[],"seq":9,"logSeq":41,"plugins":[
             {{"name":"telemetry","phase":"Running","reason":null,"ready":true,"restarts":0,"pid":7,
               "lastExit":null,"nextRestart":null,"since":"2026-11-22T02:40:00Z"}},
             {{"name":"fastapi","phase":"Running","reason":null,"ready":true,"restarts":{restarts},"pid":{pid},
               "lastExit":{{"code":null,"signal":9,"oom":false,"error":null,"time":"2026-11-22T02:40:00Z"}},
-              "nextRestart":null,"since":"2026-11-22T02:40:00Z"}}]}}"#
+              "nextRestart":null,"since":"2026-11-22T02:40:00Z"}}]}},
+            "conditions":[],"cpuUsage":null,"memoryUsage":null}}"#
         );
-        serde_json::from_str(&text).unwrap()
+        read(text.as_bytes()).unwrap().unwrap()
     }
 
     #[test]
@@ -118,6 +134,12 @@ pub(crate) mod tests {
             fastapi ended (signal 9) and was restarted: restarts 1
             fastapi is Running, pid 12 in the enclave"]]
         .assert_eq(&changes(Some(&example(0, 9)), &example(1, 12)).join("\n"));
+    }
+
+    #[test]
+    fn a_report_without_a_status_is_no_error_and_noise_is() {
+        assert_eq!(read(br#"{"status":null}"#).unwrap(), None);
+        assert!(read(b"[]").is_err());
     }
 
     #[test]
