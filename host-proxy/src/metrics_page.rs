@@ -27,6 +27,8 @@ const CACHE: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub(crate) struct Samples {
     shared: Arc<Shared>,
+    /// When this program began to count.
+    started: Timestamp,
     /// A failure is kept as well: waiting scrapes do not queue up behind an enclave that hangs.
     newest: Mutex<Option<(Instant, Option<Arc<Sample>>)>>,
 }
@@ -34,7 +36,7 @@ pub(crate) struct Samples {
 impl Samples {
     /// Nothing is asked for yet.
     pub(crate) fn new(shared: Arc<Shared>) -> Self {
-        Self { shared, newest: Mutex::default() }
+        Self { shared, started: clock::now(), newest: Mutex::default() }
     }
 
     /// A sample of the last second; none when the enclave does not give one.
@@ -146,7 +148,7 @@ impl MetricsPage {
         if let Some(sample) = sample {
             labels.clone_from(&sample.labels);
         }
-        let own = Sample { time: clock::now(), labels, families };
+        let own = Sample { time: clock::now(), started: self.samples.started, labels, families };
         sample.map(Sample::to_prometheus).unwrap_or_default() + &own.to_prometheus()
     }
 }

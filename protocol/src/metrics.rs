@@ -30,6 +30,8 @@ pub const LABEL_INSTANCE: &str = "instance";
 pub struct Sample {
     /// When the readings were taken.
     pub time: Timestamp,
+    /// Since when the counters count: the start of the program that made the sample.
+    pub started: Timestamp,
     /// On every point of every family.
     pub labels: BTreeMap<String, String>,
     /// The families, each name once.
@@ -144,6 +146,7 @@ mod tests {
     fn a_sample_reads_as_prometheus_text_with_its_labels_escaped() {
         let sample = Sample {
             time: Timestamp(0),
+            started: Timestamp(0),
             labels: [(LABEL_DEPLOYMENT.to_owned(), "hello".to_owned())].into(),
             families: vec![
                 Family::gauge(CPU_USAGE, "CPU\nused", vec![Point::bare(0.25)]),

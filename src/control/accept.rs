@@ -11,7 +11,7 @@ use enclave_protocol::{
 use hyper::StatusCode;
 
 use super::routes::problem;
-use crate::{catalog::Catalog, rootfs};
+use crate::{catalog::Catalog, net::plan::Plan, rootfs};
 
 /// Longest instance id, in bytes: a label's value.
 const INSTANCE_ID_MAX: usize = 253;
@@ -64,6 +64,7 @@ impl Judge {
         }
         let mut conditions = manifest.conditions();
         conditions.extend(self.remarks.iter().cloned());
+        conditions.extend(conflicts(&manifest));
         Ok(Candidate { manifest, files, digest, egress_port, instance_id, conditions })
     }
 
@@ -87,6 +88,30 @@ impl Judge {
         }
         errors
     }
+}
+
+/// Ports that stand in each other's way while all plugins share one network namespace.
+fn conflicts(manifest: &Manifest) -> Vec<Condition> {
+    let ports: Vec<(&str, u16)> = manifest
+        .plugins
+        .iter()
+        .flat_map(|plugin| plugin.ports.iter().map(|port| (plugin.name.as_str(), port.container_port)))
+        .collect();
+    let mut owners: BTreeMap<u16, Vec<&str>> = BTreeMap::new();
+    for (plugin, port) in &ports {
+        owners.entry(*port).or_default().push(plugin);
+    }
+    let shared = owners.iter().filter(|(_, plugins)| plugins.len() > 1).map(|(port, plugins)| Condition {
+        kind: "ContainerPortConflict".to_owned(),
+        message: format!("{} all serve port {port} in one network: one of them gets it", plugins.join(", ")),
+    });
+    // A plan that cannot be made is an error where it is used.
+    let taken = Plan::new(&manifest.plan().egress).map(|plan| plan.conflicts(ports.iter().copied()));
+    let taken = taken
+        .unwrap_or_default()
+        .into_iter()
+        .map(|conflict| Condition { kind: "EgressPortConflict".to_owned(), message: conflict.to_string() });
+    shared.chain(taken).collect()
 }
 
 fn bounded(files: &Files) -> Result<(), Box<Problem>> {

@@ -27,6 +27,7 @@ use enclave_protocol::{
     control::{DrainRequest, ManifestAccepted, Status},
     manifest::HostLogs,
     metrics::{LABEL_DEPLOYMENT, LABEL_INSTANCE, LABEL_NAMESPACE, LABEL_NED, Sample},
+    timestamp::Timestamp,
     transport::{Host, Stream},
 };
 use tokio::{
@@ -104,6 +105,8 @@ pub struct Driver {
     clock: Clock,
     running: Option<Running>,
     sockets: JoinSet<()>,
+    started: Timestamp,
+    cpu_first: Option<Cpu>,
     cpu_before: Option<Cpu>,
     samples: u64,
     outcome: Option<Outcome>,
@@ -123,8 +126,17 @@ enum Wake {
 impl Driver {
     /// A driver that waits for a manifest.
     pub fn new(parts: Parts, clock: Clock) -> Self {
-        let sockets = JoinSet::new();
-        Self { parts, clock, running: None, sockets, cpu_before: None, samples: 0, outcome: None }
+        Self {
+            parts,
+            clock,
+            running: None,
+            sockets: JoinSet::new(),
+            started: clock.wall(),
+            cpu_first: None,
+            cpu_before: None,
+            samples: 0,
+            outcome: None,
+        }
     }
 
     /// Runs until the workload has ended and the host knows, or until SIGTERM before there is one.
@@ -364,7 +376,8 @@ impl Driver {
             }
         };
         let before = self.cpu_before.replace(reading.cpu);
-        let mut all = families::system(&reading, before);
+        let first = *self.cpu_first.get_or_insert(reading.cpu);
+        let mut all = families::system(&reading, first, before);
         let board = Arc::clone(self.board());
         let logs = board.rings.totals();
         let mut labels = BTreeMap::new();
@@ -381,7 +394,12 @@ impl Driver {
         let own_log = logs.get(crate::logs::ring::SUPERVISOR).copied().unwrap_or_default();
         let lost = self.parts.stderr_lost.load(std::sync::atomic::Ordering::Relaxed);
         all.extend(families::supervisor(&board.refusals, own_log, net_restarts, lost));
-        board.sample.send_replace(Some(Arc::new(Sample { time: self.clock.wall(), labels, families: all })));
+        board.sample.send_replace(Some(Arc::new(Sample {
+            time: self.clock.wall(),
+            started: self.started,
+            labels,
+            families: all,
+        })));
     }
 
     /// What comes after the last plugin: see the order in the module's description.

@@ -16,18 +16,20 @@ use crate::{control::board::Refusals, logs::ring::Totals};
 /// `/proc/stat` counts in 1/100 s, whatever the kernel's own tick is.
 const TICKS_PER_SECOND: f64 = 100.0;
 
-/// The two headline metrics and what they are made from.
-pub fn system(now: &Reading, before: Option<Cpu>) -> Vec<Family> {
+/// The two headline metrics and what they are made from. `first` is the reading at the supervisor's start,
+/// `before` the last one.
+pub fn system(now: &Reading, first: Cpu, before: Option<Cpu>) -> Vec<Family> {
     let usage = before.and_then(|before| now.cpu.usage_since(before));
     let modes = [
-        ("user", now.cpu.user),
-        ("system", now.cpu.system),
-        ("idle", now.cpu.idle),
-        ("iowait", now.cpu.iowait),
-        ("steal", now.cpu.steal),
+        ("user", now.cpu.user, first.user),
+        ("system", now.cpu.system, first.system),
+        ("idle", now.cpu.idle, first.idle),
+        ("iowait", now.cpu.iowait, first.iowait),
+        ("steal", now.cpu.steal, first.steal),
     ];
-    let seconds =
-        modes.map(|(mode, ticks)| Point::labelled([("mode", mode)], ticks as f64 / TICKS_PER_SECOND));
+    let seconds = modes.map(|(mode, now, first)| {
+        Point::labelled([("mode", mode)], now.saturating_sub(first) as f64 / TICKS_PER_SECOND)
+    });
     vec![
         Family::gauge(
             CPU_USAGE,
@@ -181,10 +183,10 @@ mod tests {
         let value = |families: &[Family], name: &str| {
             families.iter().find(|f| f.name == name).unwrap().points.first().map(|p| p.value)
         };
-        let first = system(&reading(10, 90), None);
+        let first = system(&reading(10, 90), Cpu::default(), None);
         assert_eq!(value(&first, CPU_USAGE), None);
         assert_eq!(value(&first, MEMORY_USAGE), Some(0.4));
-        let second = system(&reading(60, 140), Some(reading(10, 90).cpu));
+        let second = system(&reading(60, 140), Cpu::default(), Some(reading(10, 90).cpu));
         assert_eq!(value(&second, CPU_USAGE), Some(0.5));
     }
 

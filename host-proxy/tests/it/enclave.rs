@@ -371,6 +371,7 @@ async fn ingress(mut stream: Stream) {
 fn sample() -> Sample {
     Sample {
         time: Timestamp(1_000_000_000),
+        started: Timestamp(0),
         labels: [(metrics::LABEL_DEPLOYMENT.to_owned(), "hello".to_owned())].into(),
         families: vec![
             Family::gauge(metrics::CPU_USAGE, "CPU.", vec![Point::bare(0.5)]),

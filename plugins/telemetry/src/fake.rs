@@ -39,6 +39,7 @@ pub(crate) fn sample(seconds: u64) -> Sample {
     ];
     Sample {
         time: Timestamp(seconds * 1_000_000_000),
+        started: Timestamp(500_000_000),
         labels: labels.map(|(key, value)| (key.to_owned(), value.to_owned())).into(),
         families: vec![
             Family::gauge(CPU_USAGE, "CPU time used", vec![Point::bare(0.5)]),

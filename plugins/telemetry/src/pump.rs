@@ -152,15 +152,12 @@ impl Pump {
             self.ledger.dropped(Dropped::TooManySeries, surplus);
         }
         let now = clock::now();
-        let sampled = self.latest.as_ref().map_or(now, |latest| latest.sample.time);
+        let sample = self.latest.as_ref().map(|latest| &latest.sample);
+        let sampled =
+            Times { start: sample.map(|sample| sample.started), time: sample.map_or(now, |s| s.time) };
         let started = self.ledger.started();
         otlp::stamp(&mut export, |name| {
-            if name.starts_with(SELF_PREFIX) {
-                Times { start: Some(started), time: now }
-            } else {
-                // Since when the supervisor counts is not in the sample; OTLP has a way to say so.
-                Times { start: None, time: sampled }
-            }
+            if name.starts_with(SELF_PREFIX) { Times { start: Some(started), time: now } } else { sampled }
         });
         Ok(export)
     }
