@@ -55,7 +55,8 @@ where
     Ok(Option::deserialize(deserializer)?.unwrap_or_default())
 }
 
-/// The file `config.json`: an OCI image config with `image` and `base` beside it. Other fields are of no concern here.
+/// The file `config.json`: an OCI image config with `image` and `base` beside it. Other fields are of no
+/// concern here.
 #[derive(Debug, Deserialize)]
 struct ConfigFile {
     image: String,
@@ -105,7 +106,8 @@ impl Catalog {
         self.0.get(name)
     }
 
-    /// The references that a manifest must name, by plugin name; the base image's own plugins are not among them.
+    /// The references that a manifest must name, by plugin name; the base image's own plugins are not among
+    /// them.
     pub fn images(&self) -> BTreeMap<String, String> {
         let given = self.0.iter().filter(|(_, baked)| !baked.base);
         given.map(|(name, baked)| (name.clone(), baked.image.clone())).collect()

@@ -107,7 +107,12 @@ mod tests {
     fn every_mistake_has_file_line_column_and_path() {
         let (said, exit) = checked(&hello().replace("image:", "imge:"));
         assert_eq!(exit, Exit::Usage);
-        expect![[""]].assert_eq(&said);
+        expect![[r#"
+            FILE:9:7: spec.userPlugins[0]: the field image is required
+            FILE:10:7: spec.userPlugins[0].imge: unknown field "imge"; did you mean image?
+            FILE:20:7: spec.plugins.telemetry.imge: unknown field "imge"; did you mean image?
+        "#]]
+        .assert_eq(&said);
         let broken = manifests().join("broken.yaml");
         let (said, exit) = check_file(&broken, None).unwrap();
         assert_eq!((said.lines().count(), exit), (32, Exit::Usage));

@@ -1,7 +1,7 @@
 //! The in-enclave supervisor: receives a manifest over vsock and runs its plugins.
 //!
-//! See ARCHITECTURE.md for the map. Decisions are made in [`engine`], which is pure; [`driver`] owns it and acts;
-//! syscalls live in [`sys`].
+//! See ARCHITECTURE.md for the map. Decisions are made in [`engine`], which is pure; [`driver`] owns it and
+//! acts; syscalls live in [`sys`].
 
 pub mod catalog;
 pub mod check;

@@ -1,4 +1,5 @@
-//! Paths inside a plugin's root file system: resolved without ever leaving it, and made ready as mount points.
+//! Paths inside a plugin's root file system: resolved without ever leaving it, and made ready as mount
+//! points.
 //!
 //! Everything here runs before the plugin's first start, while nothing in its tree can change underneath.
 

@@ -139,7 +139,8 @@ fn start(
     let grants = Grants { metrics: true, status: true, logs: true };
     tasks.spawn(serve_inside(socket, Arc::clone(&shared), Caller::Inside(grants)));
 
-    tracing::info!(boot_id, transport = %options.transport, version = env!("CARGO_PKG_VERSION"), "waiting for a manifest");
+    let version = env!("CARGO_PKG_VERSION");
+    tracing::info!(boot_id, transport = %options.transport, version, "waiting for a manifest");
     let seed = match options.seed {
         Some(seed) => seed,
         None => getrandom::u64()?,

@@ -1,5 +1,5 @@
-//! One accept loop for every listener: it owns its connections' tasks, bounds their number, survives exhausted
-//! descriptors and contains panics.
+//! One accept loop for every listener: it owns its connections' tasks, bounds their number, survives
+//! exhausted descriptors and contains panics.
 
 use std::{future::Future, io, sync::Arc, time::Duration};
 
@@ -82,7 +82,9 @@ where
                     connections.spawn(handle(stream, Admission::Overloaded));
                 }
                 Ok(stream) => drop(stream),
-                Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => count(&counters.foreign_peers),
+                Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+                    count(&counters.foreign_peers);
+                }
                 // EMFILE, ENFILE, ENOMEM, or a connection that ended while it waited: none ends the listener.
                 Err(error) => {
                     count(&counters.accept_pauses);

@@ -1,8 +1,8 @@
 //! Which addresses the proxy may connect to for the enclave. Pure: addresses in, a judgement out.
 //!
-//! An allowed *name* says nothing about where it points today, so every resolved address is judged by its class.
-//! An address that carries an IPv4 address (mapped, NAT64, 6to4, Teredo) is judged by what it carries: a
-//! translator on the way would deliver it there.
+//! An allowed *name* says nothing about where it points today, so every resolved address is judged by its
+//! class. An address that carries an IPv4 address (mapped, NAT64, 6to4, Teredo) is judged by what it carries:
+//! a translator on the way would deliver it there.
 
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
@@ -89,7 +89,8 @@ const V4: &[(Ipv4Addr, u8, Class)] = &[
     (Ipv4Addr::new(240, 0, 0, 0), 4, Class::Denied("reserved")),
 ];
 
-/// The IPv6 ranges with a meaning of their own, first match wins; what is left outside `2000::/3` is unassigned.
+/// The IPv6 ranges with a meaning of their own, first match wins; what is left outside `2000::/3` is
+/// unassigned.
 const V6: &[(Ipv6Addr, u8, Class)] = &[
     (Ipv6Addr::UNSPECIFIED, 128, Class::Denied("unspecified")),
     (Ipv6Addr::LOCALHOST, 128, Class::Denied("loopback")),

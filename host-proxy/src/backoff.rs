@@ -14,7 +14,8 @@ pub(crate) struct Backoff {
 }
 
 impl Backoff {
-    /// The next wait: between half and the whole of a doubling limit, so that many clients do not march in step.
+    /// The next wait: between half and the whole of a doubling limit, so that many clients do not march in
+    /// step.
     pub(crate) fn next(&mut self) -> Duration {
         let limit = FIRST.saturating_mul(1 << self.failures.min(16)).min(LONGEST);
         self.failures = self.failures.saturating_add(1);

@@ -9,8 +9,8 @@ use crate::policy::{PrivateEgress, ResolveOverride};
 
 /// The enclave's counterpart in the pod: manifest sync, egress, ingress, logs, health, metrics.
 ///
-/// Exit codes: 0 ok, 2 bad arguments or manifest, 3 peer unreachable, 4 workload failed (the plugin's own code or
-/// signal is in the final JSON line on stdout).
+/// Exit codes: 0 ok, 2 bad arguments or manifest, 3 peer unreachable, 4 workload failed (the plugin's own
+/// code or signal is in the final JSON line on stdout).
 #[derive(Debug, Parser)]
 #[command(name = "enclave-host-proxy", version)]
 pub struct Cli {
@@ -93,8 +93,8 @@ pub struct RunArgs {
         action = clap::ArgAction::Append
     )]
     pub allow_private_egress: Vec<PrivateEgress>,
-    /// Takes ADDR (`IP`, `IP:PORT` or `[IPv6]:PORT`) for this destination: no DNS, no check of the address. For tests and
-    /// demonstrations.
+    /// Takes ADDR (`IP`, `IP:PORT` or `[IPv6]:PORT`) for this destination: no DNS, no check of the address.
+    /// For tests and demonstrations.
     #[arg(
         long,
         env = "ENCLAVE_RESOLVE",
@@ -109,7 +109,8 @@ pub struct RunArgs {
     /// How long the enclave may not answer, at the start and later, in seconds.
     #[arg(long, env = "ENCLAVE_CONNECT_TIMEOUT", value_name = "SECONDS", default_value_t = 120)]
     pub connect_timeout: u32,
-    /// Unique per enclave; the `instance` label. By default the host name and a random part, kept in --state-dir.
+    /// Unique per enclave; the `instance` label. By default the host name and a random part, kept in
+    /// --state-dir.
     #[arg(long, env = "ENCLAVE_INSTANCE_ID", value_name = "ID")]
     pub instance_id: Option<String>,
 }

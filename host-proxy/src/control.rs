@@ -1,4 +1,5 @@
-//! The client of the enclave's control API: HTTP/1.1 over the transport, connections kept, everything bounded.
+//! The client of the enclave's control API: HTTP/1.1 over the transport, connections kept, everything
+//! bounded.
 
 use std::{
     io,
@@ -178,7 +179,8 @@ impl Control {
         let answered = timeout_at(deadline, async {
             let kept = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
             if let Some(mut connection) = kept {
-                // It may have died while it was idle. Every call may be repeated, so a new one is tried at once.
+                // It may have died while it was idle. Every call may be repeated, so a new one is tried at
+                // once.
                 if let Ok(response) = connection.send(&call).await {
                     return self.finish(call.path, connection, response).await;
                 }

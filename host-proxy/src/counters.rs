@@ -1,5 +1,5 @@
-//! What the proxy counts, and how it reads as metric families. Labels come from the manifest and from fixed words,
-//! never from a peer's bytes: their number is bounded.
+//! What the proxy counts, and how it reads as metric families. Labels come from the manifest and from fixed
+//! words, never from a peer's bytes: their number is bounded.
 
 use std::{
     collections::BTreeMap,

@@ -13,7 +13,8 @@ const DIAL_TIMEOUT: Duration = Duration::from_secs(5);
 /// Head start of one attempt before the next one begins beside it (RFC 8305).
 const HEAD_START: Duration = Duration::from_millis(250);
 
-/// Tries the addresses in order, the next one as soon as one fails or is slow. The last failure is the answer.
+/// Tries the addresses in order, the next one as soon as one fails or is slow. The last failure is the
+/// answer.
 pub(crate) async fn connect(addresses: &[SocketAddr]) -> io::Result<TcpStream> {
     let attempted = timeout(DIAL_TIMEOUT, async {
         let mut attempts = JoinSet::new();

@@ -1,8 +1,8 @@
-//! Egress: the enclave's streams to the world. Every stream names its destination; this side decides by its own
-//! reading of the manifest, resolves, judges the addresses, connects and relays.
+//! Egress: the enclave's streams to the world. Every stream names its destination; this side decides by its
+//! own reading of the manifest, resolves, judges the addresses, connects and relays.
 //!
-//! That `tls: true` destinations open with a TLS `ClientHello` is enforced inside the enclave, where it protects
-//! the plugins' data; here it would protect nothing.
+//! That `tls: true` destinations open with a TLS `ClientHello` is enforced inside the enclave, where it
+//! protects the plugins' data; here it would protect nothing.
 
 use std::{io, sync::Arc, time::Duration};
 

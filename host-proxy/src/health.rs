@@ -1,4 +1,5 @@
-//! `/healthz`: this program's loops run. `/readyz`: the enclave answers, runs the manifest, and its plugins are ready.
+//! `/healthz`: this program's loops run. `/readyz`: the enclave answers, runs the manifest, and its plugins
+//! are ready.
 
 use std::sync::Arc;
 

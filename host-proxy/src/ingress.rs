@@ -1,5 +1,5 @@
-//! Ingress: a TCP port of the host for every port that the manifest declares. A connection becomes one stream that
-//! names the plugin and its declared port; the enclave checks it against its own reading.
+//! Ingress: a TCP port of the host for every port that the manifest declares. A connection becomes one stream
+//! that names the plugin and its declared port; the enclave checks it against its own reading.
 
 use std::{io, net::IpAddr, sync::Arc, time::Duration};
 

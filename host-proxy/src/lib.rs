@@ -10,19 +10,20 @@
 //!
 //! # Start
 //! 1. The manifest and its files are read and checked; a mistake ends it here (exit code 2).
-//! 2. The enclave's status is awaited (exit code 3 after `--connect-timeout`). A boot that the state directory knows
-//!    goes on with its token, its log position and the plan that it runs.
-//! 3. Egress and ingress listen. 4. The manifest is handed over; digest and plan must be our own; the session is
-//!    stored before anything else is done with it.
+//! 2. The enclave's status is awaited (exit code 3 after `--connect-timeout`). A boot that the state
+//!    directory knows goes on with its token, its log position and the plan that it runs.
+//! 3. Egress and ingress listen. 4. The manifest is handed over; digest and plan must be our own; the session
+//!    is stored before anything else is done with it.
 //!
 //! A boot that is not known, also later, is a new enclave: it gets the manifest that is on disk then.
 //!
 //! # Stop
 //! 1. SIGTERM, SIGINT or `drain`: the enclave is asked to drain. A second signal ends at once (exit code 3).
-//! 2. Egress, ingress and logs go on until the enclave's phase is `Completed` or `Failed`, which is also how a
-//!    workload ends by itself; bounded by the grace and 15 s.
-//! 3. The rest of the log is written and flushed, at most 3 s. 4. Log position and final status are acknowledged,
-//!    at most 2 s. Both again if more came, until the enclave powers off, at most 8 s. 5. Egress and ingress close.
+//! 2. Egress, ingress and logs go on until the enclave's phase is `Completed` or `Failed`, which is also how
+//!    a workload ends by itself; bounded by the grace and 15 s.
+//! 3. The rest of the log is written and flushed, at most 3 s. 4. Log position and final status are
+//!    acknowledged, at most 2 s. Both again if more came, until the enclave powers off, at most 8 s. 5.
+//!    Egress and ingress close.
 //! 6. The last JSON line; then the admin socket closes; then the exit code.
 
 mod accept;

@@ -1,9 +1,9 @@
 //! Log shipping: pull from the enclave's ring, write to stdout, flush, and only then acknowledge.
 //!
-//! At least once: the position is stored before it is acknowledged, so that what the enclave may forget is never
-//! beyond what a restarted proxy knows to be written. `{bootId, seq}` tells a record that comes twice. When stdout
-//! blocks nothing more is read, and the enclave's ring, which is bounded and counts what it drops, fills instead
-//! of our memory.
+//! At least once: the position is stored before it is acknowledged, so that what the enclave may forget is
+//! never beyond what a restarted proxy knows to be written. `{bootId, seq}` tells a record that comes twice.
+//! When stdout blocks nothing more is read, and the enclave's ring, which is bounded and counts what it
+//! drops, fills instead of our memory.
 
 use std::{io, sync::Arc, sync::atomic::Ordering::Relaxed, time::Duration};
 
@@ -165,8 +165,9 @@ impl<W: AsyncWrite + Send + Unpin + 'static> Shipper<W> {
         }
     }
 
-    /// One request: until the stream ends, or (`follow`) until `finish`. An outage means that the connection may
-    /// be dead without a sign; then reading is given up. Writing never is, since half a line would stay behind.
+    /// One request: until the stream ends, or (`follow`) until `finish`. An outage means that the connection
+    /// may be dead without a sign; then reading is given up. Writing never is, since half a line would
+    /// stay behind.
     async fn pass(
         &self,
         follow: bool,
@@ -256,7 +257,8 @@ pub(crate) async fn acknowledge(shared: Arc<Shared>, session: Session, mut posit
         timeout(ACK_DELAY, enough).await.map(drop).ok();
         let log_seq = *position.borrow_and_update();
         if let Err(error) = shared.persist(&session, log_seq, Durability::Process).await {
-            // Losing the position costs repeated records after a restart; keeping the ring full costs new ones.
+            // Losing the position costs repeated records after a restart; keeping the ring full costs new
+            // ones.
             tracing::warn!(%error, "the log position cannot be stored");
         }
         let ack = AckRequest { boot_id: session.boot_id.clone(), log_seq, status_seq: None };

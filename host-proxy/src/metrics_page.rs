@@ -1,5 +1,5 @@
-//! `/metrics` for the host: flat JSON by default, Prometheus text for a scraper. The numbers are the enclave's own
-//! sample and this program's counters.
+//! `/metrics` for the host: flat JSON by default, Prometheus text for a scraper. The numbers are the
+//! enclave's own sample and this program's counters.
 
 use std::{sync::Arc, time::Duration};
 
@@ -72,8 +72,8 @@ pub(crate) struct MetricsPage {
     pub(crate) samples: Arc<Samples>,
 }
 
-/// The JSON page: Anjuna's two names, and the raw values beside them. A number that is not known yet (CPU use before
-/// the second reading) is left out: readers expect numbers.
+/// The JSON page: Anjuna's two names, and the raw values beside them. A number that is not known yet (CPU use
+/// before the second reading) is left out: readers expect numbers.
 #[derive(Debug, Serialize)]
 struct Flat {
     #[serde(rename = "nitro_enclave_cpu_usage", skip_serializing_if = "Option::is_none")]

@@ -112,7 +112,8 @@ impl Source {
     }
 }
 
-/// Looks whether the manifest on disk still is the one that runs; a change is reported once and never applied.
+/// Looks whether the manifest on disk still is the one that runs; a change is reported once and never
+/// applied.
 pub(crate) async fn watch_drift(shared: Arc<Shared>, source: Source, running: String) {
     let mut last: Option<Bundle> = None;
     loop {
@@ -153,14 +154,16 @@ async fn look(source: &Source, running: &str, last: &mut Option<Bundle>) -> Opti
             Some(match digest {
                 Ok(digest) if digest == running => None,
                 Ok(digest) => Some(format!(
-                    "the manifest on disk has digest {digest}, the one that runs has {running}; it is not applied"
+                    "the manifest on disk has digest {digest}, the one that runs has {running}; \
+                     it is not applied"
                 )),
                 Err(error) => {
                     Some(format!("the manifest on disk cannot be read, the running one goes on: {error}"))
                 }
             })
         }
-        // A mount that is being swapped may be unreadable for a moment; it is said all the same, and taken back.
+        // A mount that is being swapped may be unreadable for a moment; it is said all the same, and taken
+        // back.
         Err(error) => {
             *last = None;
             Some(Some(format!("the manifest on disk cannot be read, the running one goes on: {error}")))

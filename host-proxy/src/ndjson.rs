@@ -1,7 +1,7 @@
 //! Lines out of a stream of chunks, with a bound on the line.
 
-/// Longest line in bytes. A log record of the enclave is far shorter (64 KiB of text at most, up to sixfold in
-/// JSON escapes); the bound keeps a peer that never sends a newline from filling memory.
+/// Longest line in bytes. A log record of the enclave is far shorter (64 KiB of text at most, up to sixfold
+/// in JSON escapes); the bound keeps a peer that never sends a newline from filling memory.
 pub(crate) const LINE_MAX: usize = 1 << 20;
 
 /// A line longer than [`LINE_MAX`].
@@ -16,8 +16,8 @@ pub(crate) struct LineBuffer {
 }
 
 impl LineBuffer {
-    /// Takes a chunk and calls `line` for every line that it completes, without the newline; empty ones, which
-    /// keep a connection alive, are left out.
+    /// Takes a chunk and calls `line` for every line that it completes, without the newline; empty ones,
+    /// which keep a connection alive, are left out.
     pub(crate) fn push(&mut self, chunk: &[u8], mut line: impl FnMut(&[u8])) -> Result<(), LineTooLong> {
         let mut chunk = chunk;
         while let Some(end) = chunk.iter().position(|byte| *byte == b'\n') {

@@ -1,4 +1,5 @@
-//! What the operator adds to the manifest's egress rules: private networks, and destinations named by hand. Pure.
+//! What the operator adds to the manifest's egress rules: private networks, and destinations named by hand.
+//! Pure.
 
 use std::{
     net::{IpAddr, SocketAddr},

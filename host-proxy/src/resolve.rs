@@ -74,8 +74,9 @@ impl Resolver {
 
     async fn lookup(&self, name: &str) -> Result<Vec<IpAddr>, String> {
         let dns = self.dns.as_ref().map_err(Clone::clone)?;
-        // The manifest says fully qualified, so the name is asked for as such: with a pod's `ndots:5` the search
-        // list would otherwise be asked first, five times. A cluster's short names still work after that.
+        // The manifest says fully qualified, so the name is asked for as such: with a pod's `ndots:5` the
+        // search list would otherwise be asked first, five times. A cluster's short names still work
+        // after that.
         let found = match dns.lookup_ip(format!("{name}.")).await {
             Err(error) if error.is_no_records_found() => dns.lookup_ip(name).await,
             other => other,
@@ -120,8 +121,8 @@ fn system_dns() -> Result<TokioResolver, NetError> {
     builder.build()
 }
 
-/// Whether `address` is one of this machine's: only then does the kernel take it as the source towards itself.
-/// Connecting a datagram socket sends nothing.
+/// Whether `address` is one of this machine's: only then does the kernel take it as the source towards
+/// itself. Connecting a datagram socket sends nothing.
 fn is_local(address: IpAddr) -> bool {
     let any: SocketAddr = match address {
         IpAddr::V4(_) => (std::net::Ipv4Addr::UNSPECIFIED, 0).into(),

@@ -1,4 +1,5 @@
-//! The host's own reading of the manifest: the plan that it compares with the enclave's, and the egress rules.
+//! The host's own reading of the manifest: the plan that it compares with the enclave's, and the egress
+//! rules.
 
 use std::{collections::BTreeMap, path::Path};
 
@@ -36,7 +37,8 @@ pub(crate) enum ReadingError {
 }
 
 impl Reading {
-    /// Reads the files and the manifest. `reserved` are the ports on which this program listens itself. Blocking.
+    /// Reads the files and the manifest. `reserved` are the ports on which this program listens itself.
+    /// Blocking.
     pub(crate) fn read(
         manifest: &Path,
         config_dir: Option<&Path>,
@@ -65,7 +67,8 @@ fn understand(
     Ok((manifest.name.clone(), manifest.plan(), digest))
 }
 
-/// The destinations that the manifest allows, by name and port. Which plugin may use which is the enclave's check.
+/// The destinations that the manifest allows, by name and port. Which plugin may use which is the enclave's
+/// check.
 #[derive(Debug, Default)]
 pub(crate) struct EgressRules(BTreeMap<(String, u16), usize>);
 

@@ -170,8 +170,8 @@ impl<W: AsyncWrite + Send + Unpin + 'static> Tasks<W> {
         Self { loops, shipping, finish, written, draining: JoinSet::new() }
     }
 
-    /// The workload is over: the rest of the log, and the acknowledgement of the log and of the status, again as
-    /// long as more comes, until the enclave is satisfied and powers off.
+    /// The workload is over: the rest of the log, and the acknowledgement of the log and of the status, again
+    /// as long as more comes, until the enclave is satisfied and powers off.
     async fn end(mut self, shared: &Shared, session: &Session, status: Status) -> Over {
         let deadline = Instant::now() + END_MAX;
         self.finish.send_replace(true);

@@ -77,8 +77,8 @@ impl StateDir {
         Ok(Self(path.to_owned()))
     }
 
-    /// The stored state; none when there is none. A damaged file is an error: going on without its token would
-    /// lock this proxy out of a running enclave without a word.
+    /// The stored state; none when there is none. A damaged file is an error: going on without its token
+    /// would lock this proxy out of a running enclave without a word.
     pub(crate) fn load(&self) -> io::Result<Option<State>> {
         let file = match File::open(self.file()) {
             Ok(file) => file,

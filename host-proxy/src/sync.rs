@@ -1,4 +1,5 @@
-//! Brings one boot of the enclave and this proxy together: goes on with a known boot, or hands over the manifest.
+//! Brings one boot of the enclave and this proxy together: goes on with a known boot, or hands over the
+//! manifest.
 
 use std::{fmt::Write as _, path::Path, sync::Arc, time::Duration};
 

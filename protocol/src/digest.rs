@@ -4,15 +4,15 @@
 //! defaults that are written out make no difference.
 //!
 //! Inside: the deployment's name and namespace (every metric carries them), which logs leave, per plugin in
-//! start order everything that decides what runs, with what, and what it may reach; destinations sorted, those
-//! of all plugins among each plugin's own.
+//! start order everything that decides what runs, with what, and what it may reach; destinations sorted,
+//! those of all plugins among each plugin's own.
 //!
-//! Files enter as the manifest names them: those of a `ConfigMap` by name, key and the SHA-384 of their bytes,
-//! those of a `Secret` by name and key alone, since the hash of a short secret gives it away. A file that no
-//! volume and no host name refers to never reaches a plugin and does not enter. Without files (`digest FILE`
-//! without a config directory) the digest covers the manifest alone, and so differs from the one with files
-//! for a manifest that names any. A host name from a file enters as its place in the file, whose bytes are
-//! inside.
+//! Files enter as the manifest names them: those of a `ConfigMap` by name, key and the SHA-384 of their
+//! bytes, those of a `Secret` by name and key alone, since the hash of a short secret gives it away. A file
+//! that no volume and no host name refers to never reaches a plugin and does not enter. Without files
+//! (`digest FILE` without a config directory) the digest covers the manifest alone, and so differs from the
+//! one with files for a manifest that names any. A host name from a file enters as its place in the file,
+//! whose bytes are inside.
 //!
 //! Outside: host-side fields (replicas, huge pages, CPU count, pull secrets, service account, ingress,
 //! certificate details), requests, and the vendor's display fields. `hostPort` is outside too: an ingress

@@ -100,7 +100,8 @@ impl Policy {
         }
     }
 
-    /// Whether the manifest with this digest may run. The comparison may take varying time: digests are public.
+    /// Whether the manifest with this digest may run. The comparison may take varying time: digests are
+    /// public.
     pub fn decide(&self, digest: &Digest, _signature: Option<&str>) -> Result<(), Refusal> {
         match self {
             Self::Any => Ok(()),

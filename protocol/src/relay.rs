@@ -1,8 +1,8 @@
 //! Copies bytes both ways between two connections until both directions have ended.
 //!
 //! Half-close is kept: the end of one direction is passed on and the other goes on. A connection that moves
-//! nothing holds no buffer: bytes pass through one buffer per thread, and only what the far side does not take
-//! at once is kept with the connection.
+//! nothing holds no buffer: bytes pass through one buffer per thread, and only what the far side does not
+//! take at once is kept with the connection.
 
 use std::{
     cell::RefCell,
@@ -36,7 +36,8 @@ pub struct Limits {
 }
 
 impl Default for Limits {
-    /// Five minutes, and one after the first end: the defaults of the peers that have any (research, networking c6).
+    /// Five minutes, and one after the first end: the defaults of the peers that have any (research,
+    /// networking c6).
     fn default() -> Self {
         Self { idle: Duration::from_mins(5), linger: Duration::from_mins(1) }
     }

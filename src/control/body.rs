@@ -15,7 +15,8 @@ use tokio::{sync::watch, time::sleep};
 
 use super::board::Board;
 
-/// Text of one batch, in bytes: far above the few hundred that kernels since 6.12.92 want a vsock packet to have.
+/// Text of one batch, in bytes: far above the few hundred that kernels since 6.12.92 want a vsock packet to
+/// have.
 const BATCH_BYTES_MAX: usize = 16 << 10;
 /// How long a feed waits for more after the first new record, so that records do not travel one by one.
 const COALESCE: Duration = Duration::from_millis(20);

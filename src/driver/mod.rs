@@ -1,7 +1,7 @@
 //! The one task that owns the engine.
 //!
-//! Every arm of its `select!` only turns a wake-up into an [`Event`] or a bookkeeping step; the engine decides;
-//! effects are performed here. It is also the one that reaps.
+//! Every arm of its `select!` only turns a wake-up into an [`Event`] or a bookkeeping step; the engine
+//! decides; effects are performed here. It is also the one that reaps.
 //!
 //! ```text
 //! host ── commands ──▶ ┌────────┐ ── Event ──▶ engine ── Effect ──▶ spawn, signal, report

@@ -1,7 +1,7 @@
 //! PID 1's side of the `net` process: starts it, tells it everything, starts it again when it ends.
 //!
-//! The listening sockets stay here; a `net` that dies loses its streams and nothing else, and connections wait
-//! in the backlog until the next one has the sockets.
+//! The listening sockets stay here; a `net` that dies loses its streams and nothing else, and connections
+//! wait in the backlog until the next one has the sockets.
 
 use std::{
     io,

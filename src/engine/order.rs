@@ -13,8 +13,8 @@ pub(super) struct Order {
     pub(super) start: Vec<usize>,
     /// Per plugin: the others of its role that depend on it and so are stopped before it.
     pub(super) dependants: Vec<Vec<usize>>,
-    /// Plugins that can never start: in or behind a dependency cycle, or with a dependency that is not in the
-    /// list. The manifest check refuses both; here they only must not break anything.
+    /// Plugins that can never start: in or behind a dependency cycle, or with a dependency that is not in
+    /// the list. The manifest check refuses both; here they only must not break anything.
     pub(super) impossible: Vec<usize>,
 }
 

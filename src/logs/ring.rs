@@ -92,7 +92,8 @@ impl Rings {
         }
     }
 
-    /// Takes the manifest's word on what may leave the enclave. Plugins' lines are left out where they are read.
+    /// Takes the manifest's word on what may leave the enclave. Plugins' lines are left out where they are
+    /// read.
     pub fn limit_to_host(&self, logs: HostLogs) {
         match logs {
             HostLogs::All | HostLogs::Supervisor => {}

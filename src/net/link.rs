@@ -81,7 +81,8 @@ pub enum Message {
         /// How much may go on at once.
         limits: Limits,
     },
-    /// To `net`, with one listening TCP socket: whoever connects to it is this plugin and wants this destination.
+    /// To `net`, with one listening TCP socket: whoever connects to it is this plugin and wants this
+    /// destination.
     Egress {
         /// Plugin and destination.
         rule: EgressRule,
@@ -118,8 +119,8 @@ pub enum Message {
 /// One end of the link. Both ends never block: they wait in a tokio runtime, or report `WouldBlock`.
 #[derive(Debug)]
 pub struct Link {
-    /// A packet socket in truth. `UnixStream` is the safe way to tokio's readiness of any socket; none of its
-    /// own reads and writes are used.
+    /// A packet socket in truth. `UnixStream` is the safe way to tokio's readiness of any socket; none of
+    /// its own reads and writes are used.
     socket: UnixStream,
 }
 

@@ -1,7 +1,7 @@
 //! `enclave-supervisor net`: carries the streams of the plugins, out and in. It is a process of its own, so
-//! that its crash, its descriptors and its memory are not PID 1's. It knows no manifest and opens no listening
-//! socket: PID 1 hands it rules and sockets over the [`link`], and keeps duplicates of the sockets, so that
-//! connections wait in the backlog while a `net` that died is started again.
+//! that its crash, its descriptors and its memory are not PID 1's. It knows no manifest and opens no
+//! listening socket: PID 1 hands it rules and sockets over the [`link`], and keeps duplicates of the sockets,
+//! so that connections wait in the backlog while a `net` that died is started again.
 //!
 //! | module | |
 //! |---|---|
@@ -50,8 +50,8 @@ use limits::{Limits, Slots};
 use lines::Lines;
 use link::{Link, Message};
 
-/// The pause after an `accept` that failed for want of descriptors or memory: the connection that could not be
-/// taken stays ready, and asking again at once would only burn the CPU.
+/// The pause after an `accept` that failed for want of descriptors or memory: the connection that could not
+/// be taken stays ready, and asking again at once would only burn the CPU.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Exit code when the link to PID 1 fails or is none ("peer unreachable").
 const EXIT_PEER: u8 = 3;
@@ -115,7 +115,8 @@ pub async fn run(link: Link) -> io::Result<()> {
             }
             // These own listening sockets. PID 1 starts a new process, and the backlog waits for it.
             Some(ended) = net.listeners.join_next() => {
-                return Err(ended.map_or_else(io::Error::other, |()| io::Error::other("a listener's task ended")));
+                let returned = |()| io::Error::other("a listener's task ended");
+                return Err(ended.map_or_else(io::Error::other, returned));
             }
         };
     }

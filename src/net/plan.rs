@@ -52,8 +52,8 @@ pub enum PlanError {
     },
 }
 
-/// A plugin's port that is also the port of an outbound connection. The listener at 127.64.x.y keeps the plugin
-/// from binding 0.0.0.0:port (EADDRINUSE, with `SO_REUSEADDR` too); binding 127.0.0.1:port works.
+/// A plugin's port that is also the port of an outbound connection. The listener at 127.64.x.y keeps the
+/// plugin from binding 0.0.0.0:port (EADDRINUSE, with `SO_REUSEADDR` too); binding 127.0.0.1:port works.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Conflict {
     /// The plugin that listens.
@@ -69,8 +69,8 @@ impl fmt::Display for Conflict {
         let Self { plugin, port, fqdn } = self;
         write!(
             f,
-            "plugin {plugin} listens on port {port}, which is also the port of the outbound connection to {fqdn}: \
-             it has to bind 127.0.0.1:{port}, for 0.0.0.0:{port} is taken"
+            "plugin {plugin} listens on port {port}, which is also the port of the outbound connection to \
+             {fqdn}: it has to bind 127.0.0.1:{port}, for 0.0.0.0:{port} is taken"
         )
     }
 }
@@ -115,8 +115,9 @@ impl Plan {
         self.hosts.get(plugin).map_or(LOCALHOST, String::as_str)
     }
 
-    /// Ports that plugins listen on (`containerPort`, `HOST_PORT`) and that this plan takes, sorted. All plugins
-    /// share one network namespace for now, so one plugin's destination is in another's way as well.
+    /// Ports that plugins listen on (`containerPort`, `HOST_PORT`) and that this plan takes, sorted. All
+    /// plugins share one network namespace for now, so one plugin's destination is in another's way as
+    /// well.
     pub fn conflicts<'a>(&self, listening: impl IntoIterator<Item = (&'a str, u16)>) -> Vec<Conflict> {
         let mut taken: BTreeMap<u16, &str> = BTreeMap::new();
         for listener in &self.listeners {
@@ -133,7 +134,8 @@ impl Plan {
     }
 }
 
-/// Whether a text can stand in `/etc/hosts` as a name: no white space, no comment, no address, not `localhost`.
+/// Whether a text can stand in `/etc/hosts` as a name: no white space, no comment, no address, not
+/// `localhost`.
 fn is_host_name(text: &str) -> bool {
     (1..=253).contains(&text.len())
         && text != "localhost"

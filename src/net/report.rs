@@ -7,8 +7,8 @@ use enclave_protocol::metrics::{Family, Kind, Point};
 
 use super::link::Message;
 
-/// Most points in one message. A point with the longest name, plugin and label is about 450 bytes of JSON: they
-/// stay below [`super::link::MESSAGE_MAX`].
+/// Most points in one message. A point with the longest name, plugin and label is about 450 bytes of JSON:
+/// they stay below [`super::link::MESSAGE_MAX`].
 const POINTS_PER_MESSAGE: usize = 100;
 /// Most points PID 1 takes from one report. What is above is dropped: `net` may be in a plugin's hands.
 const POINTS_MAX: usize = 100_000;

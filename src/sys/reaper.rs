@@ -68,7 +68,8 @@ pub fn reap_one(leads_group: impl Fn(i32) -> bool) -> Option<Reaped> {
     wait4(pid.as_raw())
 }
 
-/// Sends a signal to a process, or with `group` to its whole process group. A process that is gone is no error.
+/// Sends a signal to a process, or with `group` to its whole process group. A process that is gone is no
+/// error.
 pub fn signal(pid: i32, signal: Signal, group: bool) -> io::Result<()> {
     let pid = Pid::from_raw(pid);
     let sent = if group { killpg(pid, signal) } else { nix::sys::signal::kill(pid, signal) };
@@ -81,7 +82,8 @@ pub fn signal(pid: i32, signal: Signal, group: bool) -> io::Result<()> {
 fn wait4(pid: i32) -> Option<Reaped> {
     let mut status = 0;
     let mut usage = std::mem::MaybeUninit::<libc::rusage>::zeroed();
-    // SAFETY: both pointers are to live, writable values of the types that wait4 fills; WNOHANG does not block.
+    // SAFETY: both pointers are to live, writable values of the types that wait4 fills; WNOHANG does not
+    // block.
     let got = unsafe { libc::wait4(pid, &raw mut status, libc::WNOHANG, usage.as_mut_ptr()) };
     if got <= 0 {
         return None;

@@ -29,8 +29,8 @@ const ARTIFACTS_MAX: usize = 64;
 pub(crate) fn workspace_root() -> &'static Path {
     static ROOT: OnceLock<PathBuf> = OnceLock::new();
     ROOT.get_or_init(|| {
-        // As `cargo run` says it now: what was true when xtask was compiled is not in a checkout that was copied
-        // with its target directory.
+        // As `cargo run` says it now: what was true when xtask was compiled is not in a checkout that was
+        // copied with its target directory.
         let member = std::env::var_os("CARGO_MANIFEST_DIR");
         let member = member.map_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")), PathBuf::from);
         member.parent().expect("invariant: xtask/ lies in the workspace root").to_owned()

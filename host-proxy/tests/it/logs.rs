@@ -75,7 +75,8 @@ async fn nothing_is_acknowledged_while_stdout_blocks_and_memory_stays_bounded() 
     for n in 1..=400 {
         assert_eq!(running.line().await["seq"], n);
         let acknowledged = enclave.inside.borrow().acks.iter().map(|ack| ack.log_seq).max().unwrap_or(0);
-        // Written and flushed into the pipe before: beyond what was read lie at most the 64 bytes of the pipe.
+        // Written and flushed into the pipe before: beyond what was read lie at most the 64 bytes of the
+        // pipe.
         assert!(acknowledged <= n, "{acknowledged} is acknowledged and {n} is read");
     }
     enclave.until(|inside| inside.acks.iter().any(|ack| ack.log_seq == 400)).await;

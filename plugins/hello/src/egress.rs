@@ -1,5 +1,5 @@
-//! A plain HTTP GET through the enclave's egress. Names are looked up in `/etc/hosts` by ourselves first, since a
-//! static binary has no NSS.
+//! A plain HTTP GET through the enclave's egress. Names are looked up in `/etc/hosts` by ourselves first,
+//! since a static binary has no NSS.
 
 use std::{
     net::{IpAddr, SocketAddr},

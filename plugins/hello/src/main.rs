@@ -1,5 +1,5 @@
-//! `hello`: a small plugin to copy from and to test with. It serves HTTP, and has knobs for CPU, memory, logs and the
-//! ways in which a process can end.
+//! `hello`: a small plugin to copy from and to test with. It serves HTTP, and has knobs for CPU, memory, logs
+//! and the ways in which a process can end.
 //!
 //! ```text
 //! main ─▶ server (accept, drain) ─▶ routes (one function per path) ─▶ knobs, egress, metrics

@@ -1,5 +1,5 @@
-//! `/etc/oblv/config.yaml`, Prometheus' `scrape_configs`. Scraping itself does not exist yet: configured jobs are
-//! reported, not run.
+//! `/etc/oblv/config.yaml`, Prometheus' `scrape_configs`. Scraping itself does not exist yet: configured jobs
+//! are reported, not run.
 
 use std::{
     io::{self, Read as _},

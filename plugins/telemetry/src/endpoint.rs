@@ -83,7 +83,8 @@ pub(crate) enum DialError {
 }
 
 impl Endpoint {
-    /// Reads a base URL. `hosts` is the file in which names are looked up first, `ca_file` replaces the public roots.
+    /// Reads a base URL. `hosts` is the file in which names are looked up first, `ca_file` replaces the
+    /// public roots.
     pub(crate) fn parse(url: &str, hosts: PathBuf, ca_file: Option<&Path>) -> Result<Self, UrlError> {
         let malformed = || UrlError::Malformed(url.to_owned());
         if url.contains('@') {
@@ -120,7 +121,8 @@ impl Endpoint {
             port,
             source,
         })?;
-        // A request is written in one go: waiting for more would only delay it. Failing costs time, not truth.
+        // A request is written in one go: waiting for more would only delay it. Failing costs time, not
+        // truth.
         tcp.set_nodelay(true).ok();
         let Some((connector, name)) = &self.tls else {
             return Ok(Link::open(tcp).await?);
@@ -131,7 +133,8 @@ impl Endpoint {
     }
 }
 
-/// TLS 1.2 and 1.3 with Mozilla's roots, or those of `ca_file`; the certificate must name `host`, whatever address the host side dials.
+/// TLS 1.2 and 1.3 with Mozilla's roots, or those of `ca_file`; the certificate must name `host`, whatever
+/// address the host side dials.
 fn tls(host: &str, ca_file: Option<&Path>) -> Result<(TlsConnector, ServerName<'static>), UrlError> {
     let name = ServerName::try_from(host.to_owned()).map_err(|_| UrlError::ServerName(host.to_owned()))?;
     let roots = match ca_file {

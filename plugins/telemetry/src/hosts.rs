@@ -1,4 +1,5 @@
-//! Names to addresses: `/etc/hosts` read by ourselves, since a static binary has no NSS, then the system's lookup.
+//! Names to addresses: `/etc/hosts` read by ourselves, since a static binary has no NSS, then the system's
+//! lookup.
 
 use std::{
     io::{self, Read as _},

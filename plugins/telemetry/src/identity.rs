@@ -33,7 +33,8 @@ impl Identity {
         self.labels.iter().map(|(key, value)| (key.as_str(), value.as_str()))
     }
 
-    /// `service.name`, `service.namespace` and `service.instance.id` of the resource, as far as they are known.
+    /// `service.name`, `service.namespace` and `service.instance.id` of the resource, as far as they are
+    /// known.
     pub(crate) fn service(&self) -> impl Iterator<Item = (&'static str, &str)> {
         [
             (SERVICE_NAME, LABEL_DEPLOYMENT),
@@ -81,8 +82,8 @@ pub(crate) fn exported(key: &str, taken: impl Fn(&str) -> bool) -> String {
     moved
 }
 
-/// `name` as Prometheus' OTLP translation writes it: runs of other characters become one `_`, none at the ends.
-/// Without it `oblv.deployment.name` would pass here and collide there.
+/// `name` as Prometheus' OTLP translation writes it: runs of other characters become one `_`, none at the
+/// ends. Without it `oblv.deployment.name` would pass here and collide there.
 fn canonical(name: &str) -> String {
     let words = name.split(|c: char| !c.is_ascii_alphanumeric() && c != ':').filter(|word| !word.is_empty());
     words.collect::<Vec<_>>().join("_")

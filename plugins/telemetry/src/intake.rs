@@ -1,4 +1,5 @@
-//! OTLP bodies from plugins, which are not trusted: bounded before they are unpacked and before they are decoded.
+//! OTLP bodies from plugins, which are not trusted: bounded before they are unpacked and before they are
+//! decoded.
 
 use std::io::Read as _;
 

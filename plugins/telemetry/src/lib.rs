@@ -1,14 +1,15 @@
-//! The telemetry plugin: takes the supervisor's samples from its Unix socket, puts the deployment's identity on
-//! every data point and pushes them as OTLP/HTTP protobuf to a collector; receives OTLP from the plugins beside it.
+//! The telemetry plugin: takes the supervisor's samples from its Unix socket, puts the deployment's identity
+//! on every data point and pushes them as OTLP/HTTP protobuf to a collector; receives OTLP from the plugins
+//! beside it.
 //!
 //! ```text
-//! supervisor.sock ─▶ source ─▶ pump ─▶ pipeline (OpenTelemetry SDK) ─▶ outbox ─▶ sender ─▶ EXPORTER_URL/v1/metrics
+//! supervisor.sock ─▶ source ─▶ pump ─▶ pipeline (OpenTelemetry SDK) ─▶ outbox ─▶ sender ─▶ EXPORTER_URL
 //! plugins' OTLP   ─▶ receiver ─▶ relabel ───────────────────────────────┘
 //! ```
 //!
-//! Shutdown order (SIGTERM or SIGINT): 1. the receiver closes, so that nothing new enters; 2. the pump takes one
-//! last sample and exports it; 3. the pump queues the `NO_RECORDED_VALUE` marker; 4. the sender flushes, five
-//! seconds at most; 5. what is left is counted and logged; exit code 0.
+//! Shutdown order (SIGTERM or SIGINT): 1. the receiver closes, so that nothing new enters; 2. the pump takes
+//! one last sample and exports it; 3. the pump queues the `NO_RECORDED_VALUE` marker; 4. the sender flushes,
+//! five seconds at most; 5. what is left is counted and logged; exit code 0.
 //!
 //! It knows nothing of vsock: the egress path is the enclave's business.
 

@@ -61,7 +61,8 @@ impl Link {
         !self.requests.is_closed()
     }
 
-    /// Sends one request and reads the whole answer. Never call it again on a link whose call was cancelled or failed.
+    /// Sends one request and reads the whole answer. Never call it again on a link whose call was cancelled
+    /// or failed.
     pub(crate) async fn ask(
         &mut self,
         request: Request<Full<Bytes>>,

@@ -23,7 +23,8 @@ pub struct Options {
     #[arg(long, env = "HOST_PORT", value_name = "PORT")]
     pub host_port: Option<u16>,
     /// Time between two exports: 2s, 500ms, 1m
-    #[arg(long, env = "ENCLAVE_EXPORT_INTERVAL", default_value = "10s", value_name = "TIME", value_parser = interval)]
+    #[arg(long, env = "ENCLAVE_EXPORT_INTERVAL", default_value = "10s", value_name = "TIME",
+          value_parser = interval)]
     pub interval: Duration,
     /// The plugin's configuration file; it need not exist
     #[arg(
@@ -36,7 +37,8 @@ pub struct Options {
     /// Where names are looked up first
     #[arg(long, env = "ENCLAVE_HOSTS_FILE", default_value = "/etc/hosts", value_name = "PATH")]
     pub hosts: PathBuf,
-    /// PEM file of the authorities that an https collector's certificate must come from, instead of the public ones
+    /// PEM file of the authorities that an https collector's certificate must come from, instead of the
+    /// public ones
     #[arg(long, env = "ENCLAVE_EXPORTER_CA_FILE", value_name = "PATH")]
     pub ca_file: Option<PathBuf>,
     /// Form of the log records on standard error

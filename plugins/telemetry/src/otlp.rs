@@ -1,7 +1,8 @@
 //! What we do to decoded OTLP messages: true times, the shutdown marker, identity labels, counting.
 //!
-//! The SDK encodes our own metrics, but it has no way to set a point's time, to leave a start time unknown or to flag
-//! `NO_RECORDED_VALUE`; its data types cannot be built or changed from outside. That is done here, on the messages.
+//! The SDK encodes our own metrics, but it has no way to set a point's time, to leave a start time unknown or
+//! to flag `NO_RECORDED_VALUE`; its data types cannot be built or changed from outside. That is done here, on
+//! the messages.
 
 use enclave_protocol::timestamp::Timestamp;
 use opentelemetry_proto::tonic::{
@@ -37,7 +38,8 @@ pub(crate) struct Times {
     pub(crate) time: Timestamp,
 }
 
-/// Gives our own points their times. The SDK would say when it collected, and that a counter began with this process.
+/// Gives our own points their times. The SDK would say when it collected, and that a counter began with this
+/// process.
 pub(crate) fn stamp(export: &mut Export, times: impl Fn(&str) -> Times) {
     for metric in metrics_mut(export) {
         let Times { start, time } = times(&metric.name);
@@ -49,8 +51,8 @@ pub(crate) fn stamp(export: &mut Export, times: impl Fn(&str) -> Times) {
     }
 }
 
-/// Turns our last export into the word that there will be no more: without it a dead enclave's last CPU value is
-/// served for minutes and holds the autoscaler up.
+/// Turns our last export into the word that there will be no more: without it a dead enclave's last CPU value
+/// is served for minutes and holds the autoscaler up.
 pub(crate) fn end(export: &mut Export, now: Timestamp) {
     for point in metrics_mut(export).flat_map(numbers_mut) {
         point.value = None;
@@ -59,8 +61,8 @@ pub(crate) fn end(export: &mut Export, now: Timestamp) {
     }
 }
 
-/// Puts the identity on an app's export: on every resource and every point of every type. What the app itself says
-/// under a reserved name is kept as `exported_…`; so is a metric that would pass for the supervisor's.
+/// Puts the identity on an app's export: on every resource and every point of every type. What the app itself
+/// says under a reserved name is kept as `exported_…`; so is a metric that would pass for the supervisor's.
 pub(crate) fn identify(export: &mut Export, identity: &Identity) {
     for group in &mut export.resource_metrics {
         let resource = &mut group.resource.get_or_insert_default().attributes;

@@ -1,7 +1,7 @@
 //! What waits for the collector, bounded by number and bytes.
 //!
-//! Two lines: our own batches drop the oldest when full, since only freshness matters for cumulative numbers; a
-//! plugin's batches are refused instead, and never push out the supervisor's.
+//! Two lines: our own batches drop the oldest when full, since only freshness matters for cumulative numbers;
+//! a plugin's batches are refused instead, and never push out the supervisor's.
 
 use std::{
     collections::VecDeque,
@@ -165,8 +165,8 @@ impl Outbox {
         }
     }
 
-    /// Takes back a batch that failed, to the front of its line. Between two attempts at a plugin's batch our own go
-    /// out, so that one which the collector cannot digest holds up nothing but itself.
+    /// Takes back a batch that failed, to the front of its line. Between two attempts at a plugin's batch our
+    /// own go out, so that one which the collector cannot digest holds up nothing but itself.
     pub(crate) fn put_back(&self, batch: Batch) {
         let mut lines = self.lines();
         lines.in_flight = 0;

@@ -1,7 +1,9 @@
-//! The OpenTelemetry SDK: the supervisor's families become observable instruments, opentelemetry-otlp encodes them.
+//! The OpenTelemetry SDK: the supervisor's families become observable instruments, opentelemetry-otlp encodes
+//! them.
 //!
-//! A manual reader collects when a sample has arrived, on the caller's task: no exporter thread, no reactor to miss,
-//! no export that can hang. The exporter's HTTP client only keeps the encoded body; the network is the sender's.
+//! A manual reader collects when a sample has arrived, on the caller's task: no exporter thread, no reactor
+//! to miss, no export that can hang. The exporter's HTTP client only keeps the encoded body; the network is
+//! the sender's.
 
 use std::{
     collections::BTreeSet,
@@ -33,7 +35,8 @@ use crate::{
     otlp::Export,
 };
 
-/// Constant, and with no version of ours in it: exporters make labels of both, a change would begin new series.
+/// Constant, and with no version of ours in it: exporters make labels of both, a change would begin new
+/// series.
 const SCOPE: &str = "enclave-telemetry";
 const SCOPE_VERSION: &str = "1";
 /// The SDK keeps this many label sets per instrument and folds the rest into one without labels.
@@ -98,8 +101,8 @@ impl Pipeline {
         &self.identity
     }
 
-    /// Collects `families` and gives back the export that the exporter made of them, and how many points there were
-    /// too many of. Families not named again are not in it: nothing stale is ever observed.
+    /// Collects `families` and gives back the export that the exporter made of them, and how many points
+    /// there were too many of. Families not named again are not in it: nothing stale is ever observed.
     pub(crate) async fn export(&mut self, mut families: Vec<Family>) -> Result<(Export, u64), PipelineError> {
         let mut surplus = 0;
         for family in &mut families {
@@ -114,8 +117,8 @@ impl Pipeline {
         Ok((Export::decode(self.body.take())?, surplus as u64))
     }
 
-    /// Makes the instrument of a family that is seen for the first time. No unit: with "1" Prometheus would rename the
-    /// headline gauges to `…_ratio`, and an autoscaler would find nothing.
+    /// Makes the instrument of a family that is seen for the first time. No unit: with "1" Prometheus would
+    /// rename the headline gauges to `…_ratio`, and an autoscaler would find nothing.
     fn register(&mut self, family: &Family) {
         let (name, help) = (family.name.clone(), family.help.clone());
         let is_counter = family.kind == Kind::Counter;

@@ -1,4 +1,5 @@
-//! The heart: asks for a sample each interval, has it encoded, queues it. One task, no state shared but counters.
+//! The heart: asks for a sample each interval, has it encoded, queues it. One task, no state shared but
+//! counters.
 
 use std::{future::Future, sync::Arc, time::Duration};
 
@@ -132,7 +133,8 @@ impl Pump {
         let export = match self.encode(identity).await {
             Ok(export) => export,
             Err(error) => {
-                // Nothing from outside leads here; it would come back each interval, which is what it deserves.
+                // Nothing from outside leads here; it would come back each interval, which is what it
+                // deserves.
                 tracing::error!(error = chain(&error), "metrics could not be encoded");
                 return;
             }

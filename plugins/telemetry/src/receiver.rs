@@ -29,6 +29,8 @@ use crate::{
 const CONNECTIONS_MAX: usize = 32;
 /// Bodies being read at the same time, four megabytes each.
 const BODIES_MAX: usize = 4;
+/// After an accept that failed.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// How long a head, or the next request on an open connection, may take.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long a body may take.
@@ -71,8 +73,11 @@ impl Receiver {
             tokio::select! {
                 () = &mut stop => return,
                 accepted = listener.accept(), if connections.len() < CONNECTIONS_MAX => {
-                    // An accept fails when descriptors run out; the ones in use end and the next accept works.
-                    let Ok((stream, _)) = accepted else { tokio::time::sleep(Duration::from_millis(50)).await; continue };
+                    // An accept fails when descriptors run out; the ones in use end, the next accept works.
+                    let Ok((stream, _)) = accepted else {
+                        tokio::time::sleep(ACCEPT_PAUSE).await;
+                        continue;
+                    };
                     let receiver = Arc::clone(&receiver);
                     connections.spawn(async move {
                         let service = service_fn(|request| {
@@ -80,7 +85,8 @@ impl Receiver {
                             async move { Ok::<_, Infallible>(receiver.answer(request).await) }
                         });
                         let mut http = http1::Builder::new();
-                        http.timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT).max_buf_size(64 << 10);
+                        http.timer(TokioTimer::new());
+                        http.header_read_timeout(HEAD_TIMEOUT).max_buf_size(64 << 10);
                         // A client that breaks off is its own affair.
                         http.serve_connection(TokioIo::new(stream), service).await.ok();
                     });

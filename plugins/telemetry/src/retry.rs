@@ -47,7 +47,8 @@ pub(crate) fn retry_after(value: &str, now: Timestamp) -> Option<Duration> {
     Some(wait.min(RETRY_AFTER_MAX))
 }
 
-/// The pause after the `failures`-th failure in a row: doubling, and spread by `chance` in 0.0–1.0 over its upper half.
+/// The pause after the `failures`-th failure in a row: doubling, and spread by `chance` in 0.0–1.0 over its
+/// upper half.
 pub(crate) fn backoff(failures: u32, chance: f64) -> Duration {
     doubled(BACKOFF_INITIAL, BACKOFF_MAX, failures, chance)
 }

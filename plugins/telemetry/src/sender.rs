@@ -139,7 +139,8 @@ impl Sender {
         }
     }
 
-    /// Whether the last record is long enough ago. A collector, or a plugin's odd batch, may change states each time.
+    /// Whether the last record is long enough ago. A collector, or a plugin's odd batch, may change states
+    /// each time.
     fn may_log(&mut self) -> bool {
         let may = self.logged_at.is_none_or(|at| at.elapsed() >= LOG_PAUSE);
         if may {

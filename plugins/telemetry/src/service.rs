@@ -190,7 +190,7 @@ fn configure(options: &Options, ledger: &Ledger) {
         Ok(config) => {
             if !config.jobs.is_empty() {
                 let jobs = config.jobs.join(", ");
-                tracing::error!(%path, jobs, "scrape_configs are not supported yet: these jobs are not scraped");
+                tracing::error!(%path, jobs, "scrape_configs are not supported yet: not scraped");
             }
             if !config.ignored.is_empty() {
                 tracing::error!(%path, sections = config.ignored.join(", "), "these sections have no effect");

@@ -187,7 +187,8 @@ impl<'a> Cursor<'a> {
 
 /// A mapping whose fields are known: those that were asked for, in one or two layers.
 ///
-/// The second layer is the vendor's form of a plugin, which has the container's fields under a `spec` of its own.
+/// The second layer is the vendor's form of a plugin, which has the container's fields under a `spec` of its
+/// own.
 #[derive(Debug)]
 pub(super) struct Mapping<'a> {
     outer: Layer<'a>,

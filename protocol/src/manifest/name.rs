@@ -40,7 +40,8 @@ pub(super) fn env(text: &str) -> Result<String, String> {
         return Ok(text.to_owned());
     }
     Err(format!(
-        "{} is no name of an environment variable: letters, digits, '_', '-' and '.', not beginning with a digit",
+        "{} is no name of an environment variable: letters, digits, '_', '-' and '.', \
+         not beginning with a digit",
         quoted(text)
     ))
 }

@@ -17,7 +17,8 @@ pub struct Limits {
     pub pids: Option<u32>,
 }
 
-/// Reads `resources`. `requests` are for a scheduler, which an enclave does not have: checked, then forgotten.
+/// Reads `resources`. `requests` are for a scheduler, which an enclave does not have: checked, then
+/// forgotten.
 pub(super) fn check(cursor: &Cursor<'_>) -> Limits {
     let Some(mut fields) = cursor.mapping() else { return Limits::default() };
     let limits = fields.field("limits").and_then(|c| check_limits(&c));

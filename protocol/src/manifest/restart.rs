@@ -109,7 +109,8 @@ fn restarts_max(cursor: &Cursor<'_>) -> Option<u32> {
     }
 }
 
-/// A number with up to three decimals, in thousandths; no float enters the model, so that its digest is exact.
+/// A number with up to three decimals, in thousandths; no float enters the model, so that its digest is
+/// exact.
 fn thousandths(cursor: &Cursor<'_>, low: u32, high: u32) -> Option<u32> {
     let scalar = cursor.scalar("a number")?;
     if !matches!(scalar.kind(), Kind::Integer | Kind::Float) {

@@ -33,7 +33,8 @@ impl<'a> Scope<'a> {
         }
     }
 
-    /// Plugin names are unique over `spec.plugins` and `spec.userPlugins`. Answers where the name stands already.
+    /// Plugin names are unique over `spec.plugins` and `spec.userPlugins`. Answers where the name stands
+    /// already.
     pub(super) fn claim_name(&self, name: &str, path: &str) -> Option<String> {
         let mut names = self.names.borrow_mut();
         let first = names.get(name).cloned();

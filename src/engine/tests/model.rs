@@ -48,7 +48,11 @@ impl Model {
 
 prop_compose! {
     fn any_spec()(
-        restart in prop_oneof![Just(RestartPolicy::Always), Just(RestartPolicy::OnFailure), Just(RestartPolicy::Never)],
+        restart in prop_oneof![
+            Just(RestartPolicy::Always),
+            Just(RestartPolicy::OnFailure),
+            Just(RestartPolicy::Never),
+        ],
         initial in 1..5000_u64,
         factor in 1..5_u32,
         max in 1..100_000_u64,

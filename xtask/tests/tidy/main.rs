@@ -11,7 +11,8 @@ use std::path::{Path, PathBuf};
 /// What breaks a rule, as `FILE:LINE: text` or `CRATE: text`.
 type Complaints = Vec<String>;
 
-/// The repository that cargo runs the tests in, which a copied target directory may not have been compiled in.
+/// The repository that cargo runs the tests in, which a copied target directory may not have been compiled
+/// in.
 fn root() -> PathBuf {
     let member = std::env::var_os("CARGO_MANIFEST_DIR").expect("cargo runs the tests");
     Path::new(&member).parent().expect("invariant: xtask/ lies in the workspace root").to_owned()
