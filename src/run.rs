@@ -14,7 +14,11 @@ use enclave_protocol::{
     policy::{POLICY_BYTES_MAX, Policy, PolicyError},
     transport::{GuestListener, Host},
 };
-use tokio::{net::UnixListener, sync::mpsc, task::JoinSet};
+use tokio::{
+    net::UnixListener,
+    sync::{Semaphore, mpsc},
+    task::JoinSet,
+};
 
 use crate::{
     catalog::Catalog,
@@ -83,12 +87,8 @@ pub fn run(options: &RunOptions) -> Exit {
     };
     let exit = catch_unwind(AssertUnwindSafe(|| {
         runtime.block_on(async {
-            let starting = start(options, rings, Arc::clone(&own.lost));
-            match starting {
-                Ok((driver, _tasks)) => driver.run().await.unwrap_or_else(|error| {
-                    tracing::error!(%error, "the driver cannot go on");
-                    Exit::Internal
-                }),
+            match start(options, rings, Arc::clone(&own.lost)) {
+                Ok((driver, servers)) => attend(driver, servers).await,
                 Err(error) => {
                     tracing::error!(%error, "cannot start");
                     Exit::Usage
@@ -98,6 +98,21 @@ pub fn run(options: &RunOptions) -> Exit {
     }));
     own.flush();
     exit.unwrap_or(Exit::Internal)
+}
+
+/// Runs the driver to its end. A server never ends by itself: one that does has panicked, and an enclave that
+/// nobody can reach any more must not look alive.
+async fn attend(driver: Driver, mut servers: JoinSet<()>) -> Exit {
+    tokio::select! {
+        ended = driver.run() => ended.unwrap_or_else(|error| {
+            tracing::error!(%error, "the driver cannot go on");
+            Exit::Internal
+        }),
+        Some(ended) = servers.join_next() => {
+            tracing::error!(panic = ended.is_err(), "a server of the control API has ended");
+            Exit::Internal
+        }
+    }
 }
 
 /// Everything before the first manifest.
@@ -115,7 +130,7 @@ fn start(
     let (commands, command_queue) = mpsc::channel(COMMANDS_MAX);
     let (ingress, ingress_queue) = mpsc::channel(INGRESS_WAITING_MAX);
     let board = Board::new(status::awaiting(&boot_id), rings, commands);
-    let shared = Arc::new(Shared { board: Arc::new(board), judge });
+    let shared = Arc::new(Shared { board: Arc::new(board), judge, manifest_turn: Semaphore::new(1) });
     let host = options.host();
     let tried = |what: String| move |source| RunError::Io { what, source };
 

@@ -84,7 +84,7 @@ async fn dispatch(request: Request<Incoming>, shared: &Shared, caller: &Caller) 
         }
         (&Method::POST, "/v1/ack") => acknowledge(&read(request, BODY_MAX).await?, board),
         (&Method::POST, "/v1/drain") => drain(read(request, BODY_MAX).await?, board).await,
-        (&Method::PUT, "/v1/manifest") => manifest(read(request, MANIFEST_BODY_MAX).await?, shared).await,
+        (&Method::PUT, "/v1/manifest") => manifest(request, shared).await,
         (&Method::PUT, "/v1/clock") => Err(problem(
             StatusCode::CONFLICT,
             "ClockNotManaged",
@@ -209,7 +209,12 @@ async fn drain(request: DrainRequest, board: &Board) -> Answer {
     Ok(response)
 }
 
-async fn manifest(request: ManifestRequest, shared: &Shared) -> Answer {
+async fn manifest(request: Request<Incoming>, shared: &Shared) -> Answer {
+    let Ok(_turn) = shared.manifest_turn.try_acquire() else {
+        let detail = "another manifest is being read; try again when it has been answered";
+        return Err(problem(StatusCode::SERVICE_UNAVAILABLE, "Busy", detail));
+    };
+    let request: ManifestRequest = read(request, MANIFEST_BODY_MAX).await?;
     let candidate = shared.judge.examine(request)?;
     let (answer, answered) = oneshot::channel();
     let command = Command::Accept(Box::new(candidate), answer);

@@ -15,7 +15,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::UnixListener,
-    sync::mpsc,
+    sync::{Semaphore, mpsc},
     task::JoinSet,
     time::sleep,
 };
@@ -42,6 +42,9 @@ pub struct Shared {
     pub board: Arc<Board>,
     /// What a manifest is judged by.
     pub judge: Judge,
+    /// Held while a manifest's body is read and judged: one is 13 MiB at most, and an untrusted host may send as
+    /// many at once as there are connections.
+    pub manifest_turn: Semaphore,
 }
 
 /// Serves the host until the process ends. Ingress connections of the hybrid transport go to `ingress`.

@@ -60,6 +60,8 @@ use crate::{
 
 /// How long the end waits for the host to acknowledge the final status and the last log record.
 const FINAL_ACK_MAX: Duration = Duration::from_secs(5);
+/// Children reaped before anything else gets its turn.
+const REAPED_AT_ONCE_MAX: usize = 256;
 /// How long the end waits for output that is still in the plugins' pipes.
 const FINAL_OUTPUT_MAX: Duration = Duration::from_secs(1);
 
@@ -109,6 +111,8 @@ pub struct Driver {
     cpu_first: Option<Cpu>,
     cpu_before: Option<Cpu>,
     samples: u64,
+    /// The last look for ended children stopped at its bound.
+    more_to_reap: bool,
     outcome: Option<Outcome>,
 }
 
@@ -135,6 +139,7 @@ impl Driver {
             cpu_first: None,
             cpu_before: None,
             samples: 0,
+            more_to_reap: false,
             outcome: None,
         }
     }
@@ -164,7 +169,7 @@ impl Driver {
         tick: &mut Interval,
     ) -> Wake {
         let deadline = self.deadline();
-        let Self { parts, running, .. } = self;
+        let Self { parts, running, more_to_reap, .. } = self;
         let spawning = async {
             match running.as_mut() {
                 Some(running) => running.children.answered().await,
@@ -172,9 +177,8 @@ impl Driver {
             }
         };
         tokio::select! {
-            // Deaths first: what is decided next should know of them.
-            biased;
             Some(()) = child_ended.recv() => Wake::ChildEnded,
+            () = std::future::ready(()), if *more_to_reap => Wake::ChildEnded,
             answer = spawning => Wake::Spawned(answer),
             () = sleep_until(deadline.unwrap_or_else(Instant::now)), if deadline.is_some() => Wake::Deadline,
             Some(()) = terminate.recv() => Wake::Terminate,
@@ -314,9 +318,11 @@ impl Driver {
         self.step(Event::DeadlineReached);
     }
 
-    /// Reaps everything that has ended; one SIGCHLD may stand for many.
+    /// Reaps what has ended; one SIGCHLD may stand for many. Bounded, so that a storm of orphans leaves everything
+    /// else its turn.
     fn reap(&mut self) {
-        loop {
+        self.more_to_reap = false;
+        for _ in 0..REAPED_AT_ONCE_MAX {
             let leads = |pid| self.running.as_ref().is_some_and(|running| running.children.leads(pid));
             let Some(reaped) = crate::sys::reaper::reap_one(leads) else { return };
             let now = self.clock.now();
@@ -333,6 +339,7 @@ impl Driver {
                 Ended::Plugin(None) | Ended::Orphan => {}
             }
         }
+        self.more_to_reap = true;
     }
 
     /// Lets the engine decide and performs what it says.
