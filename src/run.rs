@@ -203,6 +203,13 @@ fn judge(options: &RunOptions) -> Result<Judge, RunError> {
         }
     };
     let mut remarks = Vec::new();
+    let user = nix::unistd::Uid::effective();
+    if !user.is_root() {
+        let message =
+            format!("the supervisor is not root: every plugin runs as user {user}, whatever it asks for");
+        tracing::warn!("{message}");
+        remarks.push(Condition { kind: "NotRoot".to_owned(), message });
+    }
     let path = options.policy.display().to_string();
     let policy = match read_bounded(&options.policy) {
         Ok(bytes) => Policy::parse(&bytes).map_err(|source| RunError::Policy { path, source })?,
