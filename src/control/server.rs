@@ -42,8 +42,8 @@ pub struct Shared {
     pub board: Arc<Board>,
     /// What a manifest is judged by.
     pub judge: Judge,
-    /// Held while a manifest's body is read and judged: one is 13 MiB at most, and an untrusted host may send as
-    /// many at once as there are connections.
+    /// Held while a manifest's body is read and judged: one is 13 MiB at most, and an untrusted host may
+    /// send as many at once as there are connections.
     pub manifest_turn: Semaphore,
 }
 

@@ -318,8 +318,8 @@ impl Driver {
         self.step(Event::DeadlineReached);
     }
 
-    /// Reaps what has ended; one SIGCHLD may stand for many. Bounded, so that a storm of orphans leaves everything
-    /// else its turn.
+    /// Reaps what has ended; one SIGCHLD may stand for many. Bounded, so that a storm of orphans leaves
+    /// everything else its turn.
     fn reap(&mut self) {
         self.more_to_reap = false;
         for _ in 0..REAPED_AT_ONCE_MAX {
