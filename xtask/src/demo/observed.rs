@@ -6,6 +6,7 @@ use tokio::{sync::watch, time::Instant};
 
 use super::{
     collector::Point,
+    layout::USER_PLUGIN,
     status::{self, Status},
 };
 use crate::failure::Failure;
@@ -15,6 +16,7 @@ const DEPLOYMENT_LABEL: &str = "oblv_deployment_name";
 /// The headline gauges.
 const CPU_USAGE: &str = "nitro_enclave_cpu_usage";
 const MEMORY_USAGE: &str = "nitro_enclave_memory_usage";
+const PLUGIN_MEMORY: &str = "enclave_plugin_memory_bytes";
 /// Readings kept of each gauge: two minutes at one a second, more than the widest sparkline shows.
 const READINGS_MAX: usize = 120;
 /// Events kept: several times what a terminal has rows for.
@@ -39,6 +41,8 @@ pub(crate) struct Observed {
     pub(crate) cpu: Gauge,
     /// Readings of the memory gauge that arrived at the collector.
     pub(crate) memory: Gauge,
+    /// Readings of the user plugin's own memory, in bytes.
+    pub(crate) plugin_memory: Gauge,
     /// Exports the collector took.
     pub(crate) exports: u64,
     /// Points in them.
@@ -95,6 +99,7 @@ impl Observed {
             status: None,
             cpu: Gauge::default(),
             memory: Gauge::default(),
+            plugin_memory: Gauge::default(),
             exports: 0,
             points: 0,
             unlabelled: None,
@@ -138,6 +143,11 @@ impl Observed {
         match (point.metric.as_str(), point.value) {
             (CPU_USAGE, Some(value)) => self.cpu.push(value),
             (MEMORY_USAGE, Some(value)) => self.memory.push(value),
+            (PLUGIN_MEMORY, Some(value))
+                if point.attributes.get("plugin").is_some_and(|name| name == USER_PLUGIN) =>
+            {
+                self.plugin_memory.push(value);
+            }
             _ => {}
         }
     }

@@ -25,8 +25,10 @@ const IDLE_TIME: Duration = Duration::from_secs(3);
 const CPU_RISE: f64 = 0.15;
 /// What the CPU gauge must reach under load on a machine that was busy before.
 const CPU_BUSY: f64 = 0.85;
-/// Part of the allocated memory that the memory gauge must rise by: the rest of the machine moves it too.
-const MEMORY_RISE_PART: f64 = 0.5;
+/// Part of the allocated memory that hello's gauge must rise by.
+const MEMORY_RISE_PART: f64 = 0.9;
+/// Bytes.
+const MEBIBYTE: f64 = 1_048_576.0;
 /// Readings that a mean is taken of.
 const MEAN_READINGS: usize = 3;
 /// Steps in one run, for the captions.
@@ -128,21 +130,28 @@ impl Script<'_> {
         Ok(())
     }
 
+    /// The plugin's own gauge must show all of it. The headline gauge sees the rest of the machine as well, which
+    /// may give back more in the same moment: what it did is told, not demanded.
     async fn load_memory(&self) -> Result<(), Failure> {
-        let memory = Memory::read(Path::new("/proc/meminfo"))?;
-        let mebibytes = memory.share();
-        self.caption(6, &format!("hello allocates {mebibytes} MiB; the memory gauge follows"));
-        let rest = self.record.read(|observed| observed.memory.latest()).unwrap_or_default();
-        let rise = mebibytes as f64 / memory.total_mebibytes as f64 * MEMORY_RISE_PART;
+        let mebibytes = Memory::read(Path::new("/proc/meminfo"))?.share();
+        self.caption(6, &format!("hello allocates {mebibytes} MiB; the memory gauges follow"));
+        let look = |observed: &Observed| {
+            (
+                observed.memory.latest().unwrap_or_default(),
+                observed.plugin_memory.latest().unwrap_or_default(),
+            )
+        };
+        let (rest, plugin_rest) = self.record.read(look);
+        let expected = plugin_rest + mebibytes as f64 * MEBIBYTE * MEMORY_RISE_PART;
         load::request(self.layout.host_port, Method::GET, &format!("/alloc?mib={mebibytes}")).await?;
-        let what = format!("the memory gauge above {:.3}", rest + rise);
-        self.seen(&what, METRICS_TIME_MAX, |observed| {
-            observed.memory.latest().is_some_and(|latest| latest >= rest + rise)
-        })
-        .await?;
-        let latest = self.record.read(|observed| observed.memory.latest()).unwrap_or_default();
-        self.record
-            .tell(format!("memory rose from {rest:.3} to {latest:.3} with {mebibytes} MiB more in use"));
+        let what = format!("hello's memory gauge above {:.0} MiB", expected / MEBIBYTE);
+        self.seen(&what, METRICS_TIME_MAX, |observed| look(observed).1 >= expected).await?;
+        let (latest, plugin) = self.record.read(look);
+        self.record.tell(format!(
+            "hello's memory rose from {:.0} to {:.0} MiB; the headline gauge went from {rest:.3} to {latest:.3}",
+            plugin_rest / MEBIBYTE,
+            plugin / MEBIBYTE
+        ));
         load::request(self.layout.host_port, Method::DELETE, "/alloc").await.map(drop)
     }
 
