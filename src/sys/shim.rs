@@ -22,7 +22,7 @@ use nix::{
     mount::{MsFlags, mount},
     sched::{CloneFlags, unshare},
     sys::{
-        signal::{SaFlags, SigAction, SigHandler, SigSet, SigmaskHow, Signal, sigaction, sigprocmask},
+        signal::{SigSet, SigmaskHow, Signal, sigprocmask},
         statvfs::{FsFlags, statvfs},
     },
     unistd::{Gid, Uid},
@@ -176,12 +176,21 @@ fn detach(socket: &UnixStream) -> io::Result<UnixStream> {
     Ok(moved.into())
 }
 
-/// Default actions and an empty mask: Rust ignores SIGPIPE, and PID 1's mask must not be inherited.
+/// Default actions and an empty mask: Rust ignores SIGPIPE, and PID 1's mask must not be inherited. The
+/// kernel is asked directly, because C libraries keep some real-time signals to themselves and refuse to
+/// reset them, while whoever started the supervisor may well have them ignored.
 fn reset_signals() -> nix::Result<()> {
-    let default = SigAction::new(SigHandler::SigDfl, SaFlags::empty(), SigSet::empty());
-    for signal in Signal::iterator().filter(|s| !matches!(s, Signal::SIGKILL | Signal::SIGSTOP)) {
-        // SAFETY: the default action runs no code of ours.
-        unsafe { sigaction(signal, &default) }?;
+    const SIGNAL_LAST: i32 = 64;
+    // The kernel's `sigaction` with SIG_DFL, no flags and an empty mask, in whichever order the fields are.
+    const DEFAULT: [u64; 4] = [0; 4];
+    const MASK_BYTES: usize = 8;
+    for signal in (1..=SIGNAL_LAST).filter(|s| ![libc::SIGKILL, libc::SIGSTOP].contains(s)) {
+        let old = std::ptr::null_mut::<u64>();
+        // SAFETY: the kernel only reads one `sigaction` of at most 32 bytes, which DEFAULT is; a null pointer
+        // for the old one is allowed; the default action runs no code of ours.
+        let done =
+            unsafe { libc::syscall(libc::SYS_rt_sigaction, signal, DEFAULT.as_ptr(), old, MASK_BYTES) };
+        Errno::result(done)?;
     }
     sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None)
 }

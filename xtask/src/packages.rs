@@ -29,6 +29,20 @@ pub(crate) const NAMESPACES: [Need; 2] = [
     },
 ];
 
+/// What the process tests need beside [`NAMESPACES`].
+pub(crate) const PROCESS_TESTS: [Need; 2] = [
+    Need {
+        program: "busybox",
+        package: "busybox-static",
+        purpose: "is the root file system of the plugins in the process tests",
+    },
+    Need {
+        program: "protoc",
+        package: "protobuf-compiler",
+        purpose: "decodes what arrives at the tests' OTLP collector, independently of this repository",
+    },
+];
+
 /// Looks a program up in PATH.
 pub(crate) fn find(program: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH")?;
@@ -95,6 +109,11 @@ mod tests {
               setpriv (ends the supervisor if its parent is killed), from the package util-linux
             install them and start again; on Debian and Ubuntu: sudo apt-get install util-linux"]]
         .assert_eq(&explanation(&NAMESPACES));
+    }
+
+    #[test]
+    fn the_process_tests_need_debian_packages_of_their_own() {
+        assert_eq!(package_names(&PROCESS_TESTS), ["busybox-static", "protobuf-compiler"]);
     }
 
     #[test]

@@ -27,7 +27,7 @@ struct Stage {
 
 /// Everything before the tests themselves, which come last so that the output ends with cargo's own summary.
 const STAGES: [Stage; 6] = [
-    Stage { name: "system packages", run: || packages::ensure(&packages::NAMESPACES) },
+    Stage { name: "system packages", run: system_packages },
     Stage { name: "fmt", run: || cargo::run(cargo::cargo().args(["fmt", "--all", "--check"])) },
     Stage { name: "clippy", run: clippy },
     Stage { name: "tidy", run: tidy },
@@ -55,6 +55,10 @@ pub(crate) fn run(options: &Options) -> Result<(), Failure> {
     let outcome = cargo::run(&mut test);
     terminal::say(&format!("total: {total}"));
     outcome
+}
+
+fn system_packages() -> Result<(), Failure> {
+    packages::ensure(&[&packages::NAMESPACES[..], &packages::PROCESS_TESTS].concat())
 }
 
 fn clippy() -> Result<(), Failure> {

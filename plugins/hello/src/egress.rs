@@ -48,11 +48,17 @@ async fn exchange(url: &str, hosts: &Path) -> Result<Fetched, String> {
         .header(header::HOST, authority.as_str())
         .body(Empty::<Bytes>::new())
         .map_err(|error| error.to_string())?;
-    let response = requests.send_request(request).await.map_err(|error| format!("no answer: {error}"))?;
+    let response = requests.send_request(request).await.map_err(|error| no_answer(&error))?;
     let status = response.status().as_u16();
     let body = Limited::new(response.into_body(), BODY_BYTES_MAX);
     let body = body.collect().await.map_err(|error| format!("reading the answer: {error}"))?;
     Ok(Fetched { status, body: body.to_bytes() })
+}
+
+/// With its cause: a reset is told apart from an end.
+fn no_answer(error: &hyper::Error) -> String {
+    let cause = std::error::Error::source(error).map(|cause| format!(": {cause}"));
+    format!("no answer: {error}{}", cause.unwrap_or_default())
 }
 
 async fn resolve(hosts: &Path, name: &str, port: u16) -> Result<Vec<SocketAddr>, String> {

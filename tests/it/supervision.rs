@@ -1,0 +1,170 @@
+//! The life of a plugin: starts, ends, restarts, and what status, events and the exit code say of them.
+
+use enclave_protocol::control::{Phase, PluginPhase};
+use serde_json::json;
+
+use crate::{
+    enclave::is,
+    process::kill_9,
+    scene::{Scene, deployment, deployment_with, idle, image, script, with},
+};
+
+#[test]
+fn a_killed_plugin_has_a_successor_and_the_events_say_why() {
+    let mut enclave = Scene::with_app().start();
+    enclave.run(&deployment(json!([idle("app")])));
+    let first = enclave.started("app");
+    kill_9(first);
+    let mut events = enclave.events();
+    let seen =
+        events.up_to("the restart", |event| is(event, "app", "Started") && event.message.contains("restart"));
+    let story: Vec<_> = seen.iter().map(|event| event.message.replace(&first.to_string(), "PID")).collect();
+    let reasons: Vec<_> = seen.iter().map(|event| event.reason.as_str()).collect();
+    assert_eq!(reasons, ["Started", "Exited", "BackOff", "Started"], "{story:#?}");
+    assert_eq!((story[0].as_str(), story[2].as_str()), ("started as pid PID", "restart 1 at once"));
+    assert!(story[1].starts_with("ended by signal 9 after "), "{story:#?}");
+    let plugin = enclave.plugin("app");
+    assert_eq!((plugin.phase, plugin.ready, plugin.restarts), (PluginPhase::Running, true, 1));
+    assert_ne!(plugin.pid, Some(first));
+    let exit = plugin.last_exit.unwrap();
+    assert_eq!((exit.code, exit.signal, exit.oom, exit.error), (None, Some(9), false, None));
+    let restarts = [("plugin", "app")];
+    enclave.client.until_is("enclave_plugin_restarts_total", &restarts, 1.0);
+}
+
+#[test]
+fn a_command_that_does_not_exist_is_named_with_its_errno_and_its_restarts_are_bounded() {
+    let mut enclave = Scene::with_app().start();
+    let app = with(
+        idle("app"),
+        json!({"command": ["/nope"], "restartPolicy": "OnFailure",
+               "restart": {"maxRestarts": 2, "initialDelay": "10ms", "maxDelay": "20ms"}}),
+    );
+    enclave.run(&deployment(json!([app])));
+    enclave.events().until("the end of all restarts", |event| is(event, "app", "GaveUp"));
+    let plugin = enclave.plugin("app");
+    assert_eq!((plugin.phase, plugin.restarts, plugin.pid), (PluginPhase::Failed, 2, None));
+    assert_eq!(plugin.reason.as_deref(), Some("RestartsSpent"));
+    let error = plugin.last_exit.unwrap().error.unwrap();
+    assert_eq!(error, "execute \"/nope\": ENOENT (No such file or directory)");
+    let end = enclave.finish();
+    assert_eq!(end.exit.code(), Some(4));
+    let failed: Vec<_> = end.events.iter().filter(|event| is(event, "app", "SpawnFailed")).collect();
+    assert_eq!(failed.len(), 3);
+    assert!(failed.iter().all(|event| event.message.contains("ENOENT")), "{failed:#?}");
+    assert_eq!(end.final_state("app")["phase"], "Failed");
+}
+
+#[test]
+fn a_command_that_may_not_be_executed_is_a_start_error_in_status() {
+    let mut enclave = Scene::with_app().start();
+    let app = with(idle("app"), json!({"command": ["/etc"]}));
+    enclave.run(&deployment(json!([app])));
+    enclave.events().until("a failed start", |event| is(event, "app", "SpawnFailed"));
+    let plugin = enclave.plugin("app");
+    assert!(plugin.last_exit.unwrap().error.unwrap().contains("EACCES"));
+    assert!(!plugin.ready);
+}
+
+#[test]
+fn a_workload_that_succeeds_ends_the_supervisor_with_code_0() {
+    let mut enclave = Scene::with_app().start();
+    let app = with(script("app", "echo bye"), json!({"restartPolicy": "Never"}));
+    enclave.run(&deployment(json!([app])));
+    let end = enclave.finish();
+    assert_eq!(end.exit.code(), Some(0));
+    assert_eq!(end.final_state("app")["phase"], "Completed");
+    assert_eq!(end.final_state("app")["code"], 0);
+    assert!(end.events.iter().any(|event| event.reason == "WorkloadEnded"));
+}
+
+#[test]
+fn a_workload_that_fails_ends_the_supervisor_with_code_4_and_its_own_code_in_the_last_records() {
+    let mut enclave = Scene::with_app().start();
+    let app = with(script("app", "exit 42"), json!({"restartPolicy": "Never"}));
+    enclave.run(&deployment(json!([app])));
+    let end = enclave.finish();
+    assert_eq!(end.exit.code(), Some(4));
+    assert_eq!(end.final_state("app")["code"], 42);
+    assert_eq!(end.final_state("app")["phase"], "Failed");
+}
+
+#[test]
+fn a_workload_that_a_signal_ends_has_the_signal_in_the_last_records() {
+    let mut enclave = Scene::with_app().start();
+    let app = with(script("app", "kill -SEGV $$$$"), json!({"restartPolicy": "Never"}));
+    enclave.run(&deployment(json!([app])));
+    let end = enclave.finish();
+    assert_eq!(end.exit.code(), Some(4));
+    assert_eq!(end.final_state("app")["signal"], 11);
+}
+
+#[test]
+fn on_failure_restarts_what_fails_and_leaves_what_succeeds() {
+    let mut enclave = Scene::with_app().start();
+    // Fails until it has been here twice.
+    let text = "echo x >> /tmp/seen; [ $(cat /tmp/seen | grep -c x) -ge 3 ]";
+    let app = with(
+        script("app", text),
+        json!({"restartPolicy": "OnFailure", "restart": {"initialDelay": "10ms", "maxDelay": "20ms"}}),
+    );
+    enclave.run(&deployment(json!([app])));
+    let end = enclave.finish();
+    assert_eq!(end.exit.code(), Some(0));
+    let starts = end.events.iter().filter(|event| is(event, "app", "Started")).count();
+    assert_eq!(starts, 3, "{:#?}", end.events);
+    assert_eq!(end.final_state("app")["restarts"], 2);
+}
+
+#[test]
+fn always_restarts_what_succeeds_too() {
+    let mut enclave = Scene::with_app().start();
+    enclave.run(&deployment(json!([script("app", "exit 0")])));
+    enclave
+        .events()
+        .until("a restart", |event| is(event, "app", "Started") && event.message.contains("restart 1"));
+    assert_eq!(enclave.client.status().phase, Phase::Running);
+}
+
+#[test]
+fn a_crash_loop_is_visible_and_not_ready() {
+    let mut enclave = Scene::with_app().start();
+    let app = with(
+        script("app", "exit 3"),
+        json!({"restart": {"initialDelay": "20s", "maxDelay": "20s", "jitter": 0}}),
+    );
+    enclave.run(&deployment(json!([app])));
+    enclave
+        .events()
+        .until("the wait", |event| is(event, "app", "BackOff") && event.message.contains("restart 2"));
+    let status = enclave.client.status();
+    let plugin = &status.plugins[0];
+    assert_eq!((plugin.phase, plugin.ready, status.ready), (PluginPhase::BackingOff, false, false));
+    assert_eq!(plugin.reason.as_deref(), Some("CrashLoopBackOff"));
+    assert_eq!(plugin.last_exit.as_ref().unwrap().code, Some(3));
+    let wait = plugin.next_restart.unwrap().0 - plugin.since.0;
+    // Two readings of the wall clock lie between them.
+    assert!(wait.abs_diff(20_000_000_000) < 1_000_000, "{wait}");
+    let ready = [("plugin", "app")];
+    enclave.client.until_is("enclave_plugin_ready", &ready, 0.0);
+    enclave.client.until_is("enclave_plugin_last_exit_code", &ready, 3.0);
+}
+
+#[test]
+fn plugins_start_in_the_order_telemetry_services_users_and_dependencies_first() {
+    let scene = Scene::new();
+    for plugin in ["telemetry", "cache", "first", "second"] {
+        scene.busybox(plugin, json!({}));
+    }
+    let mut enclave = scene.start();
+    let service = |name| json!({"image": image(name), "command": ["/bin/sleep", "1000"]});
+    let users = json!([with(idle("first"), json!({"dependsOn": ["second"]})), idle("second")]);
+    let plugins = json!({"plugins": {"telemetry": service("telemetry"), "cache": service("cache")}});
+    let accepted = enclave.run(&deployment_with(users, plugins));
+    let order = ["telemetry", "cache", "second", "first"];
+    assert_eq!(accepted.plan.plugins, order);
+    let seen = enclave.events().up_to("the last start", |event| is(event, "first", "Started"));
+    let started: Vec<_> =
+        seen.iter().filter(|event| event.reason == "Started").map(|event| event.plugin.clone()).collect();
+    assert_eq!(started, order.map(|name| Some(name.to_owned())));
+}
