@@ -29,7 +29,8 @@ pub fn check_file(file: &Path, plugins: Option<&Path>) -> Said {
         }
         None => None,
     };
-    let context = Context { files: None, baked: baked.as_ref(), reserved_host_ports: &[] };
+    let context =
+        Context { files: None, baked: baked.as_ref(), reserved_host_ports: &[], ..Context::default() };
     match manifest::parse(&text, &context) {
         Ok(manifest) => {
             let mut said = format!("{}: ok\n", file.display());
@@ -46,7 +47,12 @@ pub fn check_file(file: &Path, plugins: Option<&Path>) -> Said {
 /// The digest of `file` with the files in `config_dir`; without one it covers no files.
 pub fn digest_file(file: &Path, config_dir: Option<&Path>) -> Said {
     let Bundle { manifest, files } = Bundle::read(file, config_dir).map_err(unusable)?;
-    let context = Context { files: config_dir.map(|_| &files), baked: None, reserved_host_ports: &[] };
+    let context = Context {
+        files: config_dir.map(|_| &files),
+        baked: None,
+        reserved_host_ports: &[],
+        ..Context::default()
+    };
     match manifest::parse(&manifest, &context) {
         Ok(manifest) => Ok((format!("{}\n", digest::digest(&manifest, &files)), Exit::Ok)),
         Err(errors) => Ok((lines(file, &errors), Exit::Usage)),

@@ -245,7 +245,13 @@ impl Layout<'_> {
             }
             Ok(())
         };
-        lay().map_err(|e| state_error(&dir, e))?;
+        lay().map_err(|error| match error.raw_os_error() {
+            Some(libc::EINVAL) => self.wrong(format!(
+                "runs as user {}:{}, which the supervisor's user namespace does not have",
+                owner.uid, owner.gid
+            )),
+            _ => state_error(&dir, error),
+        })?;
         let target = self.directory(&volume.container_path)?;
         Ok(Bind { source: dir, target, read_only: volume.read_only })
     }

@@ -27,7 +27,7 @@ use crate::{
         accept::Judge,
         board::{Board, COMMANDS_MAX, random_hex},
         routes::{Caller, Grants},
-        server::{Shared, serve_host, serve_inside},
+        server::{BODIES_BYTES_MAX, Shared, serve_host, serve_inside},
     },
     driver::{Driver, Parts},
     logs::{own, ring::Rings},
@@ -130,7 +130,8 @@ fn start(
     let (commands, command_queue) = mpsc::channel(COMMANDS_MAX);
     let (ingress, ingress_queue) = mpsc::channel(INGRESS_WAITING_MAX);
     let board = Board::new(status::awaiting(&boot_id), rings, commands);
-    let shared = Arc::new(Shared { board: Arc::new(board), judge, manifest_turn: Semaphore::new(1) });
+    let shared =
+        Arc::new(Shared { board: Arc::new(board), judge, body_room: Semaphore::new(BODIES_BYTES_MAX) });
     let host = options.host();
     let tried = |what: String| move |source| RunError::Io { what, source };
 

@@ -61,7 +61,8 @@ fn understand(
     files: &Files,
     reserved: &[u16],
 ) -> Result<(String, Plan, String), Vec<Diagnostic>> {
-    let context = Context { files: Some(files), baked: None, reserved_host_ports: reserved };
+    let context =
+        Context { files: Some(files), baked: None, reserved_host_ports: reserved, ..Context::default() };
     let manifest = manifest::parse(text, &context)?;
     let digest = digest(&manifest, files).to_string();
     Ok((manifest.name.clone(), manifest.plan(), digest))

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use enclave_protocol::{
     control::{Condition, Diagnostic, FILES_BYTES_MAX, FILES_MAX, FileTree, Files, ManifestRequest, Problem},
     digest::{self, Digest},
-    manifest::{self, Context, Manifest},
+    manifest::{self, Context, Manifest, Place},
     policy::Policy,
 };
 use hyper::StatusCode;
@@ -51,10 +51,19 @@ impl Judge {
         bounded(&files)?;
         labelled(&instance_id, egress_port)?;
         let baked = self.catalog.images();
-        let context = Context { files: Some(&files), baked: Some(&baked), reserved_host_ports: &[] };
+        let place = |plugin: &str, path: &str| match self.catalog.get(plugin) {
+            Some(baked) => rootfs::resolve(&baked.root, path).map(drop).map_err(|error| error.to_string()),
+            // A missing image has its own mistake.
+            None => Ok(()),
+        };
+        let context = Context {
+            files: Some(&files),
+            baked: Some(&baked),
+            place: Some(Place(&place)),
+            ..Context::default()
+        };
         let manifest = manifest::parse(&text, &context).map_err(invalid)?;
-        let mut errors = self.missing_plugins(&manifest);
-        errors.extend(self.misplaced_volumes(&manifest));
+        let errors = self.missing_plugins(&manifest);
         if !errors.is_empty() {
             return Err(invalid(errors));
         }
@@ -73,20 +82,6 @@ impl Judge {
     fn missing_plugins(&self, manifest: &Manifest) -> Vec<Diagnostic> {
         let missing = manifest.plugins.iter().filter(|plugin| self.catalog.get(&plugin.name).is_none());
         missing.map(|plugin| plugin.diagnostic("is not baked into this image")).collect()
-    }
-
-    /// Volumes whose place a symlink in the image would lead out of the root file system.
-    fn misplaced_volumes(&self, manifest: &Manifest) -> Vec<Diagnostic> {
-        let mut errors = Vec::new();
-        for plugin in &manifest.plugins {
-            let Some(baked) = self.catalog.get(&plugin.name) else { continue };
-            for volume in &plugin.volumes {
-                if let Err(error) = rootfs::resolve(&baked.root, &volume.container_path) {
-                    errors.push(volume.diagnostic(error.to_string()));
-                }
-            }
-        }
-        errors
     }
 }
 

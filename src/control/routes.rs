@@ -7,14 +7,17 @@ use enclave_protocol::control::{
     AckRequest, BODY_MAX, DrainRequest, MANIFEST_BODY_MAX, ManifestRequest, Phase, Problem,
     REQUEST_SECONDS_MAX, Status,
 };
-use http_body_util::{BodyExt, LengthLimitError, Limited};
+use http_body_util::BodyExt;
 use hyper::{
     Method, Request, Response, StatusCode,
     body::Incoming,
     header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderValue},
 };
 use serde::{Serialize, de::DeserializeOwned};
-use tokio::{sync::oneshot, time::timeout};
+use tokio::{
+    sync::{Semaphore, SemaphorePermit, oneshot},
+    time::timeout,
+};
 
 use super::{
     board::{Acceptance, Authority, Board, Command},
@@ -82,8 +85,8 @@ async fn dispatch(request: Request<Incoming>, shared: &Shared, caller: &Caller) 
         (&Method::GET, "/v1/logs") => {
             Ok(ndjson(Reply::logs(board, query.after, query.follow.unwrap_or(false))))
         }
-        (&Method::POST, "/v1/ack") => acknowledge(&read(request, BODY_MAX).await?, board),
-        (&Method::POST, "/v1/drain") => drain(read(request, BODY_MAX).await?, board).await,
+        (&Method::POST, "/v1/ack") => acknowledge(&read(request, BODY_MAX, shared).await?.0, board),
+        (&Method::POST, "/v1/drain") => drain(read(request, BODY_MAX, shared).await?.0, board).await,
         (&Method::PUT, "/v1/manifest") => manifest(request, shared).await,
         (&Method::PUT, "/v1/clock") => Err(problem(
             StatusCode::CONFLICT,
@@ -210,12 +213,9 @@ async fn drain(request: DrainRequest, board: &Board) -> Answer {
 }
 
 async fn manifest(request: Request<Incoming>, shared: &Shared) -> Answer {
-    let Ok(_turn) = shared.manifest_turn.try_acquire() else {
-        let detail = "another manifest is being read; try again when it has been answered";
-        return Err(problem(StatusCode::SERVICE_UNAVAILABLE, "Busy", detail));
-    };
-    let request: ManifestRequest = read(request, MANIFEST_BODY_MAX).await?;
+    let (request, room) = read::<ManifestRequest>(request, MANIFEST_BODY_MAX, shared).await?;
     let candidate = shared.judge.examine(request)?;
+    drop(room);
     let (answer, answered) = oneshot::channel();
     let command = Command::Accept(Box::new(candidate), answer);
     if shared.board.commands.send(command).await.is_err() {
@@ -234,29 +234,57 @@ async fn manifest(request: Request<Incoming>, shared: &Shared) -> Answer {
     }
 }
 
-/// Reads a JSON body of at most `max` bytes within the request's time.
-async fn read<T: DeserializeOwned>(request: Request<Incoming>, max: usize) -> Result<T, Box<Problem>> {
+/// Reads a JSON body of at most `max` bytes within the request's time. The room it takes is the caller's for
+/// as long as what was read is held.
+async fn read<T: DeserializeOwned>(
+    request: Request<Incoming>,
+    max: usize,
+    shared: &Shared,
+) -> Result<(T, Option<SemaphorePermit<'_>>), Box<Problem>> {
     let limit = Duration::from_secs(REQUEST_SECONDS_MAX);
-    let collected = timeout(limit, Limited::new(request.into_body(), max).collect());
-    let bytes = match collected.await {
-        Ok(Ok(body)) => body.to_bytes(),
-        Ok(Err(error)) if error.is::<LengthLimitError>() => {
+    let collected = timeout(limit, collect(request.into_body(), max, &shared.body_room));
+    let (bytes, room) = collected.await.unwrap_or_else(|_| {
+        let detail = format!("the body did not arrive within {REQUEST_SECONDS_MAX} s");
+        Err(problem(StatusCode::REQUEST_TIMEOUT, "BodyTooSlow", &detail))
+    })?;
+    let parsed = serde_json::from_slice(&bytes).map_err(|error| {
+        let detail = format!("the body is not what this call takes: {error}");
+        problem(StatusCode::BAD_REQUEST, "BadBody", &detail)
+    })?;
+    Ok((parsed, room))
+}
+
+/// Reads a body, taking room for each part as it comes.
+async fn collect(
+    mut body: Incoming,
+    max: usize,
+    all: &Semaphore,
+) -> Result<(Vec<u8>, Option<SemaphorePermit<'_>>), Box<Problem>> {
+    let mut bytes = Vec::new();
+    let mut room: Option<SemaphorePermit<'_>> = None;
+    while let Some(frame) = body.frame().await {
+        let frame = frame.map_err(|error| {
+            let detail = format!("the body cannot be read: {error}");
+            problem(StatusCode::BAD_REQUEST, "BadBody", &detail)
+        })?;
+        // Trailers have nothing that is wanted here.
+        let Ok(part) = frame.into_data() else { continue };
+        if part.len() > max - bytes.len() {
             let detail = format!("the body is longer than {max} bytes");
             return Err(problem(StatusCode::PAYLOAD_TOO_LARGE, "BodyTooLarge", &detail));
         }
-        Ok(Err(error)) => {
-            let detail = format!("the body cannot be read: {error}");
-            return Err(problem(StatusCode::BAD_REQUEST, "BadBody", &detail));
+        let wanted = u32::try_from(part.len()).unwrap_or(u32::MAX);
+        let Ok(more) = all.try_acquire_many(wanted) else {
+            let detail = "other requests hold all the room there is for bodies; try again";
+            return Err(problem(StatusCode::SERVICE_UNAVAILABLE, "Busy", detail));
+        };
+        match &mut room {
+            Some(room) => room.merge(more),
+            None => room = Some(more),
         }
-        Err(_) => {
-            let detail = format!("the body did not arrive within {REQUEST_SECONDS_MAX} s");
-            return Err(problem(StatusCode::REQUEST_TIMEOUT, "BodyTooSlow", &detail));
-        }
-    };
-    serde_json::from_slice(&bytes).map_err(|error| {
-        let detail = format!("the body is not what this call takes: {error}");
-        problem(StatusCode::BAD_REQUEST, "BadBody", &detail)
-    })
+        bytes.extend_from_slice(&part);
+    }
+    Ok((bytes, room))
 }
 
 /// A problem document.

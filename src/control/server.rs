@@ -7,7 +7,7 @@ use std::{
 };
 
 use enclave_protocol::{
-    control::{CONTROL_PORT, INGRESS_PORT},
+    control::{CONTROL_PORT, INGRESS_PORT, MANIFEST_BODY_MAX},
     transport::{GuestListener, Stream},
 };
 use hyper::{server::conn::http1, service::service_fn};
@@ -35,6 +35,10 @@ const HEAD_BYTES_MAX: usize = 16 << 10;
 /// After accept has failed for want of descriptors or memory.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
+/// Bytes of request bodies held at once: two of the largest manifests. They are taken as they arrive, so that
+/// a peer that stalls holds what it has sent and nothing more.
+pub const BODIES_BYTES_MAX: usize = 2 * MANIFEST_BODY_MAX;
+
 /// What every connection shares.
 #[derive(Debug)]
 pub struct Shared {
@@ -42,9 +46,8 @@ pub struct Shared {
     pub board: Arc<Board>,
     /// What a manifest is judged by.
     pub judge: Judge,
-    /// Held while a manifest's body is read and judged: one is 13 MiB at most, and an untrusted host may
-    /// send as many at once as there are connections.
-    pub manifest_turn: Semaphore,
+    /// Bytes of request bodies that may be held at once, over all connections: see [`BODIES_BYTES_MAX`].
+    pub body_room: Semaphore,
 }
 
 /// Serves the host until the process ends. Ingress connections of the hybrid transport go to `ingress`.

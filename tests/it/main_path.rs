@@ -59,7 +59,8 @@ fn the_vendors_deployment_runs_and_its_metrics_arrive_with_its_name_on_every_poi
 
     let page: Value = whole.metrics_page("").json();
     let number = |name: &str| page[name].as_f64().unwrap_or_else(|| panic!("{name}: {page}"));
-    assert!((number(MEMORY) - (1.0 - number("MemAvailable") / number("MemTotal"))).abs() < 1e-12);
+    let expected = 1.0 - number("MemAvailable") / number("MemTotal");
+    assert_eq!(number(MEMORY).to_bits(), expected.to_bits(), "equal, not nearly");
     assert!((0.0..=1.0).contains(&number(CPU)));
     let text = whole.metrics_page("accept: text/plain;version=0.0.4\r\n").text();
     let line = format!("{CPU}{{instance=");

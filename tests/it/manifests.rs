@@ -143,13 +143,15 @@ fn a_volume_that_a_symlink_in_the_image_leads_out_is_refused_and_nothing_is_made
         - name: absolute
           containerPath: /absolute
           source: {configMap: {name: c}}
+      imge: x
 ";
     let answer = enclave.put_text(&yaml(users), &json!({"configMaps": {"c": {}}}));
     assert_eq!(answer.status, 422, "{}", answer.text());
     let lines: Vec<String> = answer.problem().errors.iter().map(ToString::to_string).collect();
     expect![[r#"
         11:26: spec.userPlugins[0].volumes[0].containerPath: the symlink /out in the image leads out of the root file system (to "../../../outside")
-        14:26: spec.userPlugins[0].volumes[1].containerPath: the symlink /absolute in the image leads out of the root file system (to "/tmp")"#]].assert_eq(&lines.join("\n"));
+        14:26: spec.userPlugins[0].volumes[1].containerPath: the symlink /absolute in the image leads out of the root file system (to "/tmp")
+        16:7: spec.userPlugins[0].imge: unknown field "imge"; did you mean image?"#]].assert_eq(&lines.join("\n"));
     assert!(!enclave.scene.path("outside").exists());
     assert_eq!(enclave.client.status().seq, 0);
     accepts_a_good_one(enclave);

@@ -12,7 +12,6 @@ use serde_json::json;
 use crate::{
     client::read_answer,
     enclave::{Enclave, How, Killer},
-    patience::eventually,
     scene::{Scene, deployment, idle},
 };
 
@@ -59,19 +58,13 @@ fn a_stalled_head_and_a_stalled_body_are_closed_within_their_limits_and_others_a
 }
 
 #[test]
-fn a_stalled_manifest_keeps_others_out_for_its_limit_alone_and_nothing_else() {
+fn a_stalled_manifest_keeps_nobody_out_and_is_closed_within_its_limit() {
     let mut enclave = Scene::with_app().start_as(How { killer: Killer::Anywhere, ..How::default() });
     let stalled = stall(&enclave, "PUT", "/v1/manifest");
-    // Not sooner than its head has been read: until then another manifest has its turn.
-    let manifest = deployment(json!([idle("app")]));
-    let broken = "no manifest";
-    let busy = eventually("the stalled manifest to have its turn", || {
-        let answer = enclave.put_text(broken, &json!({}));
-        (answer.status == 503).then_some(answer)
-    });
-    assert_eq!(busy.problem().kind, "Busy");
+    let broken = enclave.put_text("no manifest", &json!({}));
+    assert_eq!(broken.status, 422);
     assert_eq!(enclave.client.status().phase, Phase::AwaitingManifest);
-    is_closed_as_too_slow(&stalled);
-    enclave.run(&manifest);
+    enclave.run(&deployment(json!([idle("app")])));
     enclave.started("app");
+    is_closed_as_too_slow(&stalled);
 }

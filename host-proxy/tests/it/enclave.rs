@@ -247,7 +247,8 @@ async fn answer(
 
 fn put(inside: &watch::Sender<Inside>, body: &[u8]) -> Response<Body> {
     let request: ManifestRequest = serde_json::from_slice(body).unwrap();
-    let context = Context { files: Some(&request.files), baked: None, reserved_host_ports: &[] };
+    let context =
+        Context { files: Some(&request.files), baked: None, reserved_host_ports: &[], ..Context::default() };
     let manifest = manifest::parse(&request.manifest, &context).unwrap();
     let digest = digest(&manifest, &request.files).to_string();
     let mut answer = None;

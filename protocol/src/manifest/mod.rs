@@ -76,6 +76,22 @@ pub struct Context<'a> {
     pub baked: Option<&'a BTreeMap<String, String>>,
     /// Host ports that are taken, beside [`RESERVED_HOST_PORTS`].
     pub reserved_host_ports: &'a [u16],
+    /// Whether a volume has its place in the plugin's image; without it no image is looked into.
+    pub place: Option<Place<'a>>,
+}
+
+/// Judges a volume's path in a plugin's root file system, given plugin and path: the file system is the
+/// caller's, its mistakes belong among the others.
+#[derive(Clone, Copy)]
+pub struct Place<'a>(
+    /// Why the path has no place there.
+    pub &'a dyn Fn(&str, &str) -> Result<(), String>,
+);
+
+impl std::fmt::Debug for Place<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Place(..)")
+    }
 }
 
 /// What host-proxy gets of the enclave's own logs.

@@ -208,7 +208,7 @@ fn check<'a>(
     let env = env_cursor.as_ref().map(env::check).unwrap_or_default();
     let working_dir = fields.field("workingDir").and_then(|c| env::check_working_dir(&c));
     let ports = fields.field("ports").map(|c| port::check(&c, scope)).unwrap_or_default();
-    let volumes = fields.field("volumes").map(|c| volume::check(&c, scope)).unwrap_or_default();
+    let volumes = fields.field("volumes").map(|c| volume::check(&c, &name, scope)).unwrap_or_default();
     let own = fields.field("outboundConnections");
     let destinations = own.as_ref().map(|c| egress::check(c, scope)).unwrap_or_default();
     let destinations = destinations.with(shared, own.as_ref());

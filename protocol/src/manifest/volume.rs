@@ -98,7 +98,7 @@ impl Volume {
     }
 }
 
-pub(super) fn check(list: &Cursor<'_>, scope: &Scope<'_>) -> Vec<Volume> {
+pub(super) fn check(list: &Cursor<'_>, plugin: &str, scope: &Scope<'_>) -> Vec<Volume> {
     let mut names = BTreeMap::new();
     let mut places = BTreeMap::new();
     let mut volumes = Vec::new();
@@ -113,6 +113,11 @@ pub(super) fn check(list: &Cursor<'_>, scope: &Scope<'_>) -> Vec<Volume> {
         let found = source.as_ref().and_then(|source| check_source(source, scope));
         let Some(place) = place else { continue };
         let container_path = unique(&place, filepath::mount_point, &mut places, "containerPath");
+        if let (Some(path), Some(judge)) = (&container_path, scope.context.place)
+            && let Err(message) = judge.0(plugin, path)
+        {
+            place.error(message);
+        }
         if let (Some(name), Some(container_path), Some((source, items))) = (name, container_path, found) {
             let (position, path) = (place.node.position, place.path);
             volumes.push(Volume { name, container_path, read_only, source, items, position, path });

@@ -130,8 +130,8 @@ impl Script<'_> {
         Ok(())
     }
 
-    /// The plugin's own gauge must show all of it. The headline gauge sees the rest of the machine as well, which
-    /// may give back more in the same moment: what it did is told, not demanded.
+    /// The plugin's own gauge must show all of it. The headline gauge sees the rest of the machine as well,
+    /// which may give back more in the same moment: what it did is told, not demanded.
     async fn load_memory(&self) -> Result<(), Failure> {
         let mebibytes = Memory::read(Path::new("/proc/meminfo"))?.share();
         self.caption(6, &format!("hello allocates {mebibytes} MiB; the memory gauges follow"));
@@ -148,7 +148,7 @@ impl Script<'_> {
         self.seen(&what, METRICS_TIME_MAX, |observed| look(observed).1 >= expected).await?;
         let (latest, plugin) = self.record.read(look);
         self.record.tell(format!(
-            "hello's memory rose from {:.0} to {:.0} MiB; the headline gauge went from {rest:.3} to {latest:.3}",
+            "hello's memory rose from {:.0} to {:.0} MiB; the headline gauge: {rest:.3}, then {latest:.3}",
             plugin_rest / MEBIBYTE,
             plugin / MEBIBYTE
         ));
