@@ -48,13 +48,12 @@ pub(crate) fn run(options: &Options) -> Result<(), Failure> {
     }
     terminal::heading(&format!("{}/{count} static binaries for the tests", count - 1));
     let binaries = binaries::build(Profile::Demo)?;
-    terminal::heading(&format!("{count}/{count} tests"));
+    terminal::heading(&format!("{count}/{count} tests ({total} so far)"));
     let mut test = cargo::cargo();
     test.args(["test", "--workspace", "--locked"]).args(&options.filter);
     test.env(BINARIES_VARIABLE, &binaries.directory);
-    let outcome = cargo::run(&mut test);
-    terminal::say(&format!("total: {total}"));
-    outcome
+    // Nothing is said after it: the output ends with cargo's own summary.
+    cargo::run(&mut test)
 }
 
 fn system_packages() -> Result<(), Failure> {
