@@ -29,6 +29,8 @@ const CPU_BUSY: f64 = 0.85;
 const MEMORY_RISE_PART: f64 = 0.9;
 /// Bytes.
 const MEBIBYTE: f64 = 1_048_576.0;
+/// Looks at host-proxy's page, one per reading at the collector, until both headline gauges are on it.
+const HOST_LOOKS_MAX: u32 = 5;
 /// Readings that a mean is taken of.
 const MEAN_READINGS: usize = 3;
 /// Steps in one run, for the captions.
@@ -85,14 +87,26 @@ impl Script<'_> {
         .await
     }
 
+    /// The page is a second older than what the collector has, so its first look may lack the CPU gauge, which
+    /// has no value before the second sample: each new reading is a reason to look again.
     async fn look_at_host_metrics(&self) -> Result<(), Failure> {
-        let text = load::request(self.metrics_port, Method::GET, "/metrics").await?;
-        let json: serde_json::Value = serde_json::from_str(&text).while_doing("host-proxy's /metrics")?;
-        let gauge = |name: &str| {
-            let value = json.get(name).and_then(serde_json::Value::as_f64);
-            value.ok_or_else(|| Failure::new(format!("host-proxy's /metrics has no number named {name}")))
+        let mut looks = 0;
+        let (cpu, memory) = loop {
+            let text = load::request(self.metrics_port, Method::GET, "/metrics").await?;
+            let json: serde_json::Value = serde_json::from_str(&text).while_doing("host-proxy's /metrics")?;
+            let gauge = |name: &str| json.get(name).and_then(serde_json::Value::as_f64);
+            if let (Some(cpu), Some(memory)) =
+                (gauge("nitro_enclave_cpu_usage"), gauge("nitro_enclave_memory_usage"))
+            {
+                break (cpu, memory);
+            }
+            looks += 1;
+            if looks == HOST_LOOKS_MAX {
+                return Err(Failure::new(format!("host-proxy's /metrics lacks a headline gauge: {text}")));
+            }
+            let before = self.record.read(|observed| observed.cpu.ever);
+            self.seen("a new reading", METRICS_TIME_MAX, |observed| observed.cpu.ever > before).await?;
         };
-        let (cpu, memory) = (gauge("nitro_enclave_cpu_usage")?, gauge("nitro_enclave_memory_usage")?);
         self.record.tell(format!("host-proxy's /metrics as JSON: cpu {cpu:.3}, memory {memory:.3}"));
         Ok(())
     }
