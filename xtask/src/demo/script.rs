@@ -87,8 +87,8 @@ impl Script<'_> {
         .await
     }
 
-    /// The page is a second older than what the collector has, so its first look may lack the CPU gauge, which
-    /// has no value before the second sample: each new reading is a reason to look again.
+    /// The page is a second older than what the collector has, so its first look may lack the CPU gauge,
+    /// which has no value before the second sample: each new reading is a reason to look again.
     async fn look_at_host_metrics(&self) -> Result<(), Failure> {
         let mut looks = 0;
         let (cpu, memory) = loop {
