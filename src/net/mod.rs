@@ -72,7 +72,8 @@ struct Context {
 /// The whole process: standard input is the link, and its end is a clean end.
 pub fn main() -> ExitCode {
     // Somebody may have set up logging before; then that one stays.
-    tracing_subscriber::fmt().json().with_writer(io::stderr).try_init().ok();
+    let records = tracing_subscriber::fmt().json().flatten_event(true).with_target(false);
+    records.with_writer(io::stderr).try_init().ok();
     let serve = || {
         let socket = io::stdin().as_fd().try_clone_to_owned()?;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build()?;

@@ -1,9 +1,14 @@
 //! Starts processes: plugins through the [`shim`], and the `net` process.
 
+#![expect(clippy::disallowed_types, reason = "sys starts the processes")]
+
 use std::{
     io,
-    os::{fd::OwnedFd, unix::net::UnixStream},
-    process::Stdio,
+    os::{
+        fd::OwnedFd,
+        unix::{net::UnixStream, process::CommandExt},
+    },
+    process::{Command, Stdio},
     time::Duration,
 };
 
@@ -47,7 +52,7 @@ pub fn plugin(launch: &Launch) -> Result<Child, Failure> {
         ours.set_nonblocking(true)?;
         let (stdout, stdout_end) = io::pipe()?;
         let (stderr, stderr_end) = io::pipe()?;
-        let pid = start(shim::SUBCOMMAND, theirs.into(), (stdout_end.into(), stderr_end.into()))?;
+        let pid = start(ourselves(shim::SUBCOMMAND, theirs.into(), (stdout_end.into(), stderr_end.into())))?;
         let execution = Execution { socket: ours, launch };
         Ok(Child { pid, stdout: stdout.into(), stderr: stderr.into(), execution })
     };
@@ -58,15 +63,22 @@ pub fn plugin(launch: &Launch) -> Result<Child, Failure> {
 pub fn net(stdin: OwnedFd) -> io::Result<(i32, OwnedFd)> {
     let (stderr, stderr_end) = io::pipe()?;
     let stdout_end = stderr_end.try_clone()?;
-    let pid = start("net", stdin, (stdout_end.into(), stderr_end.into()))?;
-    Ok((pid, stderr.into()))
+    let mut command = ourselves("net", stdin, (stdout_end.into(), stderr_end.into()));
+    // A terminal's Ctrl-C is for the supervisor: streams go on while it drains. (A shim takes a session
+    // itself.)
+    command.process_group(0);
+    Ok((start(command)?, stderr.into()))
 }
 
-/// Starts this very binary. The pid belongs to the reaper from now on.
-fn start(subcommand: &str, stdin: OwnedFd, (stdout, stderr): (OwnedFd, OwnedFd)) -> io::Result<i32> {
-    #[expect(clippy::disallowed_types, reason = "sys starts the processes")]
-    let mut command = std::process::Command::new("/proc/self/exe");
+/// This very binary with another subcommand.
+fn ourselves(subcommand: &str, stdin: OwnedFd, (stdout, stderr): (OwnedFd, OwnedFd)) -> Command {
+    let mut command = Command::new("/proc/self/exe");
     command.arg(subcommand).env_clear().stdin(Stdio::from(stdin)).stdout(stdout).stderr(stderr);
+    command
+}
+
+/// Starts it. The pid belongs to the reaper from now on.
+fn start(mut command: Command) -> io::Result<i32> {
     // The handle is dropped unwaited: std never waits by itself, the reaper does.
     let child = command.spawn()?;
     i32::try_from(child.id()).map_err(|_| io::ErrorKind::InvalidData.into())

@@ -176,6 +176,9 @@ fn a_killed_net_is_started_again_and_the_plugins_do_not_notice() {
     let (enclave, pid) = hello();
     let mut open = ingress(&enclave.client, "app", 8001).unwrap();
     let first = enclave.net();
+    // A signal to the supervisor's own group, such as a terminal's Ctrl-C, is not for it.
+    let group = nix::unistd::getpgid(Some(nix::unistd::Pid::from_raw(first))).unwrap();
+    assert_eq!(group.as_raw(), first);
     kill_9(first);
     let event = enclave.events().until("the restart of net", |event| event.reason == "NetRestarted");
     assert_eq!(event.plugin, None);
