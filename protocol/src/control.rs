@@ -255,7 +255,7 @@ pub struct PluginStatus {
 }
 
 /// What one plugin does.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum PluginPhase {
     /// Waits for plugins that start earlier.
     Waiting,

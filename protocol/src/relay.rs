@@ -64,8 +64,8 @@ where
         let half_closed = forward.done || backward.done;
         let deadline = Instant::now() + if half_closed { limits.linger } else { limits.idle };
         let progress = poll_fn(|cx| {
-            let to = forward.poll(cx, a, b, &moved.forward)?;
-            let back = backward.poll(cx, b, a, &moved.backward)?;
+            let to = forward.poll_copy(cx, a, b, &moved.forward)?;
+            let back = backward.poll_copy(cx, b, a, &moved.backward)?;
             if to.is_ready() && back.is_ready() {
                 return Poll::Ready(Ok::<_, io::Error>(true));
             }
@@ -104,24 +104,6 @@ struct Direction {
 }
 
 impl Direction {
-    fn poll<R, W>(
-        &mut self,
-        cx: &mut Context<'_>,
-        from: &mut R,
-        to: &mut W,
-        moved: &AtomicU64,
-    ) -> io::Result<Poll<()>>
-    where
-        R: AsyncRead + Unpin,
-        W: AsyncWrite + Unpin,
-    {
-        match self.poll_copy(cx, from, to, moved) {
-            Poll::Ready(Ok(())) => Ok(Poll::Ready(())),
-            Poll::Ready(Err(error)) => Err(error),
-            Poll::Pending => Ok(Poll::Pending),
-        }
-    }
-
     fn poll_copy<R, W>(
         &mut self,
         cx: &mut Context<'_>,

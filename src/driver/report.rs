@@ -11,8 +11,8 @@ use crate::{
     clock::Clock,
     control::board::Board,
     engine::{
-        Change, DeploymentPhase, ExitReason, LastExit, Outcome, PluginId, PluginPhase, PluginSnapshot,
-        RestartCurve, RestartPolicy, Role, RunEnd, Snapshot, Spec,
+        Change, DeploymentPhase, ExitReason, LastExit, Outcome, PluginId, PluginSnapshot, RestartCurve,
+        RestartPolicy, Role, RunEnd, Snapshot, Spec,
     },
     sys::shim::Failure,
 };
@@ -80,7 +80,7 @@ pub(super) fn status(
 ) -> Status {
     let plugin = |((plugin, name), failure): ((&PluginSnapshot, &String), &Option<String>)| PluginStatus {
         name: name.clone(),
-        phase: phase(plugin.phase),
+        phase: plugin.phase,
         reason: plugin.reason.map(|reason| reason.as_str().to_owned()),
         ready: plugin.ready,
         restarts: plugin.restarts,
@@ -104,19 +104,6 @@ pub(super) fn status(
         seq: board.events.last_seq(),
         log_seq: board.rings.last_seq(),
         plugins: snapshot.plugins.iter().zip(names).zip(failures).map(plugin).collect(),
-    }
-}
-
-fn phase(phase: PluginPhase) -> control::PluginPhase {
-    match phase {
-        PluginPhase::Waiting => control::PluginPhase::Waiting,
-        PluginPhase::Starting => control::PluginPhase::Starting,
-        PluginPhase::Running => control::PluginPhase::Running,
-        PluginPhase::BackingOff => control::PluginPhase::BackingOff,
-        PluginPhase::Stopping => control::PluginPhase::Stopping,
-        PluginPhase::Completed => control::PluginPhase::Completed,
-        PluginPhase::Failed => control::PluginPhase::Failed,
-        PluginPhase::Stopped => control::PluginPhase::Stopped,
     }
 }
 

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+pub use enclave_protocol::control::PluginPhase;
+
 use super::event::{Moment, Outcome, RunEnd};
 
 /// The whole deployment at one moment.
@@ -53,27 +55,6 @@ pub struct PluginSnapshot {
     pub next_restart: Option<Moment>,
     /// Since when it is in this phase.
     pub since: Moment,
-}
-
-/// What one plugin does; the contract's words.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum PluginPhase {
-    /// Waits for plugins that start earlier, or for ever.
-    Waiting,
-    /// Its process is being made.
-    Starting,
-    /// Its process runs.
-    Running,
-    /// It ended and will be started again.
-    BackingOff,
-    /// It was told to stop.
-    Stopping,
-    /// It ended with success and stays down.
-    Completed,
-    /// It ended without success and stays down.
-    Failed,
-    /// It was stopped, or kept from starting, by a stop of the deployment.
-    Stopped,
 }
 
 /// Why a plugin is in its phase.
