@@ -5,9 +5,8 @@ use std::collections::BTreeMap;
 use super::cursor::Cursor;
 use super::filepath;
 use super::name;
-use super::node::Position;
 use super::scope::Scope;
-use crate::control::{Diagnostic, FILES_MAX, FileBytes, Files};
+use crate::control::{FILES_MAX, FileBytes, Files};
 
 /// More volumes than this in one plugin are a mistake.
 const VOLUMES_MAX: usize = 64;
@@ -26,10 +25,6 @@ pub struct Volume {
     pub source: Source,
     /// Which files, under which names; all of them under their keys when there is no list.
     pub items: Option<Vec<Item>>,
-    /// Where `containerPath` stands, for mistakes that only the root file system shows.
-    pub position: Position,
-    /// The YAML path of `containerPath`.
-    pub path: String,
 }
 
 /// The object that holds a volume's files.
@@ -90,12 +85,6 @@ impl Volume {
         let all = self.source.keys(files).into_iter().flatten();
         all.filter(|(key, _)| wanted(key)).map(|(key, bytes)| (key.as_str(), bytes)).collect()
     }
-
-    /// A mistake in this volume's place, found outside the manifest's text.
-    pub fn diagnostic(&self, message: impl Into<String>) -> Diagnostic {
-        let Position { line, column } = self.position;
-        Diagnostic { line, column, path: self.path.clone(), message: message.into() }
-    }
 }
 
 pub(super) fn check(list: &Cursor<'_>, plugin: &str, scope: &Scope<'_>) -> Vec<Volume> {
@@ -119,8 +108,7 @@ pub(super) fn check(list: &Cursor<'_>, plugin: &str, scope: &Scope<'_>) -> Vec<V
             place.error(message);
         }
         if let (Some(name), Some(container_path), Some((source, items))) = (name, container_path, found) {
-            let (position, path) = (place.node.position, place.path);
-            volumes.push(Volume { name, container_path, read_only, source, items, position, path });
+            volumes.push(Volume { name, container_path, read_only, source, items });
         }
     }
     volumes

@@ -1,7 +1,7 @@
 //! Volumes and the files behind them.
 
 use enclave_protocol::control::{FileTree, Files};
-use enclave_protocol::manifest::{Context, parse};
+use enclave_protocol::manifest::{Context, Place, parse};
 use expect_test::expect;
 
 use crate::{check, config_maps, outcome, parsed, tree, with_plugin};
@@ -34,11 +34,25 @@ fn a_volume_selects_and_renames_its_files() {
     assert_eq!((some.container_path.as_str(), some.read_only), ("/etc/some", false));
     assert_eq!(names(some.files(&files)), ["a/b=secret", "c=secret"]);
     assert_eq!(names(all.files(&Files::default())), [""; 0]);
-    assert_eq!(
-        some.diagnostic("a symlink").to_string(),
-        "10:37: spec.userPlugins[0].volumes[1].containerPath: a symlink"
-    );
     assert_eq!(manifest.plugins[0].diagnostic("x").to_string(), "6:7: spec.userPlugins[0]: x");
+}
+
+#[test]
+fn a_place_that_the_image_does_not_have_is_named_among_the_other_mistakes() {
+    let text = with_plugin(
+        "volumes:
+- {name: a, containerPath: /good, source: {configMap: {name: c}}}
+- {name: b, containerPath: /out, readOnli: true, source: {configMap: {name: c}}}",
+    );
+    let judge = |plugin: &str, path: &str| {
+        if path == "/out" { Err(format!("{path} leads out of the image of {plugin}")) } else { Ok(()) }
+    };
+    let context = Context { place: Some(Place(&judge)), ..Context::default() };
+    expect![[r#"
+        10:34: spec.userPlugins[0].volumes[1].containerPath: /out leads out of the image of app
+        10:40: spec.userPlugins[0].volumes[1].readOnli: unknown field "readOnli"; did you mean readOnly?
+    "#]]
+    .assert_eq(&outcome(&text, &context));
 }
 
 #[test]
