@@ -7,6 +7,7 @@ use enclave_protocol::{
     control::Diagnostic,
     digest,
     manifest::{self, Context},
+    signature,
 };
 
 use crate::{catalog::Catalog, options::Exit};
@@ -44,8 +45,17 @@ pub fn check_file(file: &Path, plugins: Option<&Path>) -> Said {
     }
 }
 
+/// What `digest` prints.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DigestForm {
+    /// The digest, as a pinned policy has it.
+    Line,
+    /// The message to sign for a signed policy, byte for byte: no newline.
+    SigningInput,
+}
+
 /// The digest of `file` with the files in `config_dir`; without one it covers no files.
-pub fn digest_file(file: &Path, config_dir: Option<&Path>) -> Said {
+pub fn digest_file(file: &Path, config_dir: Option<&Path>, form: DigestForm) -> Said {
     let Bundle { manifest, files } = Bundle::read(file, config_dir).map_err(unusable)?;
     let context = Context {
         files: config_dir.map(|_| &files),
@@ -54,7 +64,14 @@ pub fn digest_file(file: &Path, config_dir: Option<&Path>) -> Said {
         ..Context::default()
     };
     match manifest::parse(&manifest, &context) {
-        Ok(manifest) => Ok((format!("{}\n", digest::digest(&manifest, &files)), Exit::Ok)),
+        Ok(manifest) => {
+            let digest = digest::digest(&manifest, &files);
+            let said = match form {
+                DigestForm::Line => format!("{digest}\n"),
+                DigestForm::SigningInput => signature::signing_input(&digest),
+            };
+            Ok((said, Exit::Ok))
+        }
         Err(errors) => Ok((lines(file, &errors), Exit::Usage)),
     }
 }
@@ -133,7 +150,7 @@ mod tests {
             let text = hello()
                 .replace("spec:\n  userPlugins", &format!("spec:\n  replicas: {replicas}\n  userPlugins"));
             std::fs::write(&file, text).unwrap();
-            digest_file(&file, config_dir).unwrap()
+            digest_file(&file, config_dir, DigestForm::Line).unwrap()
         };
         let (one, exit) = of(1, None);
         assert_eq!((one.len(), exit), (97, Exit::Ok));

@@ -4,7 +4,8 @@ use std::{io::Write, process::ExitCode};
 
 use clap::Parser;
 use enclave_supervisor::{
-    check, inside, net,
+    check::{self, DigestForm},
+    inside, net,
     options::{Command, Exit, Options},
     run,
     sys::shim,
@@ -22,7 +23,10 @@ fn main() -> ExitCode {
         None => run::run(&options.run).into(),
         Some(Command::Run(options)) => run::run(&options).into(),
         Some(Command::Check { file, plugins }) => say(check::check_file(&file, plugins.as_deref())),
-        Some(Command::Digest { file, config_dir }) => say(check::digest_file(&file, config_dir.as_deref())),
+        Some(Command::Digest { file, config_dir, signing_input }) => {
+            let form = if signing_input { DigestForm::SigningInput } else { DigestForm::Line };
+            say(check::digest_file(&file, config_dir.as_deref(), form))
+        }
         Some(Command::Status { socket }) => {
             let failed = |error| (format!("{}: {error}\n", socket.display()), Exit::Unreachable);
             say(inside::status(&socket).map(|table| (table, Exit::Ok)).map_err(failed))

@@ -61,6 +61,9 @@ pub enum Command {
         /// Holds configmaps/NAME/KEY and secrets/NAME/KEY, as mounted
         #[arg(long, env = "ENCLAVE_CONFIG_DIR", value_name = "DIR")]
         config_dir: Option<PathBuf>,
+        /// Print the message to sign for a signed policy instead, without a newline
+        #[arg(long, env = "ENCLAVE_SIGNING_INPUT")]
+        signing_input: bool,
     },
     /// Print the running supervisor's status, from inside the enclave
     Status {

@@ -9,6 +9,7 @@ pub mod metrics;
 pub mod policy;
 #[cfg(feature = "transport")]
 pub mod relay;
+pub mod signature;
 pub mod stream;
 pub mod timestamp;
 #[cfg(feature = "transport")]

@@ -1,16 +1,16 @@
 //! Which manifest an enclave image runs: `policy.json`, measured with the image.
 
-use base64::{Engine as _, prelude::BASE64_STANDARD};
 use serde::Deserialize;
 
-use crate::digest::Digest;
+use crate::{
+    digest::Digest,
+    signature::{KeyError, PublicKey, Signature, SignatureError},
+};
 
 /// Longest policy file, in bytes: [`KEYS_MAX`] keys and room to write them apart.
 pub const POLICY_BYTES_MAX: usize = 16 << 10;
 /// How many keys a signed policy may name.
 pub const KEYS_MAX: usize = 16;
-/// Bytes of an Ed25519 public key.
-const KEY_BYTES: usize = 32;
 
 /// What the image's owner decided.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -29,13 +29,6 @@ pub enum Policy {
     Any,
 }
 
-/// An Ed25519 public key.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct PublicKey(
-    /// The key's bytes.
-    pub [u8; KEY_BYTES],
-);
-
 /// Why a policy file cannot be used. The enclave then accepts no manifest.
 #[derive(Debug, thiserror::Error)]
 pub enum PolicyError {
@@ -51,9 +44,14 @@ pub enum PolicyError {
     /// A signed policy without keys would refuse everything; more than [`KEYS_MAX`] are a mistake.
     #[error("{0} keys: 1 to {KEYS_MAX} are needed")]
     KeyCount(usize),
-    /// A key is not `ed25519:` and the base64 of 32 bytes.
-    #[error("key {0}: expected ed25519: and the base64 of {KEY_BYTES} bytes")]
-    Key(usize),
+    /// A key that cannot be used.
+    #[error("key {index}")]
+    Key {
+        /// Which, from 0.
+        index: usize,
+        /// What is wrong with it.
+        source: KeyError,
+    },
 }
 
 /// Why a manifest may not run.
@@ -67,9 +65,18 @@ pub enum Refusal {
         /// The manifest's.
         found: Digest,
     },
-    /// This build cannot check signatures, and so accepts none.
-    #[error("signed policies are not supported yet: this image accepts no manifest")]
-    SignedUnsupported,
+    /// The policy wants a signature.
+    #[error("the policy wants a signed manifest, and no signature came with it")]
+    Unsigned,
+    /// What came with the manifest is no signature.
+    #[error("the policy wants a signed manifest: {0}")]
+    Signature(SignatureError),
+    /// A stranger's signature, or one of another manifest.
+    #[error("no key of the policy made this signature of the manifest with digest {found}")]
+    Unknown {
+        /// The manifest's.
+        found: Digest,
+    },
 }
 
 #[derive(Deserialize)]
@@ -93,33 +100,39 @@ impl Policy {
                 Err(PolicyError::KeyCount(keys.len()))
             }
             Wire::Signed { keys } => {
-                let key = |(i, text): (usize, &String)| parse_key(text).ok_or(PolicyError::Key(i));
+                let key = |(index, text): (usize, &String)| {
+                    text.parse().map_err(|source| PolicyError::Key { index, source })
+                };
                 Ok(Self::Signed { keys: keys.iter().enumerate().map(key).collect::<Result<_, _>>()? })
             }
             Wire::Any {} => Ok(Self::Any),
         }
     }
 
-    /// Whether the manifest with this digest may run. The comparison may take varying time: digests are
-    /// public.
-    pub fn decide(&self, digest: &Digest, _signature: Option<&str>) -> Result<(), Refusal> {
+    /// Whether the manifest with this digest may run. The comparisons may take varying time: digests, keys
+    /// and signatures are public. A signature that the policy does not ask for is not looked at.
+    pub fn decide(&self, digest: &Digest, signature: Option<&str>) -> Result<(), Refusal> {
         match self {
             Self::Any => Ok(()),
             Self::Pinned { digest: pinned } if pinned == digest => Ok(()),
             Self::Pinned { digest: pinned } => Err(Refusal::Digest { pinned: *pinned, found: *digest }),
-            Self::Signed { .. } => Err(Refusal::SignedUnsupported),
+            Self::Signed { keys } => {
+                let signature: Signature =
+                    signature.ok_or(Refusal::Unsigned)?.parse().map_err(Refusal::Signature)?;
+                let is_known = keys.iter().any(|key| key.signed(digest, &signature));
+                if is_known { Ok(()) } else { Err(Refusal::Unknown { found: *digest }) }
+            }
         }
     }
 }
 
-fn parse_key(text: &str) -> Option<PublicKey> {
-    let bytes = BASE64_STANDARD.decode(text.strip_prefix("ed25519:")?).ok()?;
-    bytes.try_into().ok().map(PublicKey)
-}
-
 #[cfg(test)]
 mod tests {
+    use base64::{Engine as _, prelude::BASE64_STANDARD};
+    use ed25519_dalek::{Signer as _, SigningKey};
+
     use super::*;
+    use crate::signature::signing_input;
 
     const HEX: &str =
         "000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f202122232425262728292a2b2c2d2e2f";
@@ -160,25 +173,42 @@ mod tests {
         check(&format!(r#"{{"manifest": "pinned", "digest": "{HEX}00"}}"#), digest);
         check(&format!(r#"{{"manifest": "pinned", "digest": "{}"}}"#, &HEX[1..]), digest);
         check(r#"{"manifest": "signed", "keys": []}"#, "error: 0 keys: 1 to 16 are needed");
-        check(
-            r#"{"manifest": "signed", "keys": ["ed25519:AAAA"]}"#,
-            "error: key 0: expected ed25519: and the base64 of 32 bytes",
-        );
+        check(r#"{"manifest": "signed", "keys": ["ed25519:AAAA"]}"#, "error: key 0");
         check(&" ".repeat(POLICY_BYTES_MAX + 1), "error: 16385 bytes are too long: the limit is 16384");
     }
 
     #[test]
-    fn a_policy_decides_by_digest_and_refuses_what_it_cannot_check() {
+    fn a_pinned_policy_decides_by_digest() {
         let one: Digest = HEX.parse().unwrap();
         let other: Digest = HEX.replace('0', "1").parse().unwrap();
         assert_eq!(Policy::Any.decide(&one, None), Ok(()));
         let pinned = Policy::Pinned { digest: one };
         assert_eq!(pinned.decide(&one, None), Ok(()));
+        assert_eq!(pinned.decide(&one, Some("whatever this is")), Ok(()));
         assert_eq!(pinned.decide(&other, None), Err(Refusal::Digest { pinned: one, found: other }));
-        let key = format!("ed25519:{}", BASE64_STANDARD.encode([7; KEY_BYTES]));
-        let signed =
-            Policy::parse(format!(r#"{{"manifest": "signed", "keys": ["{key}"]}}"#).as_bytes()).unwrap();
-        assert_eq!(signed, Policy::Signed { keys: vec![PublicKey([7; KEY_BYTES])] });
-        assert_eq!(signed.decide(&one, Some("anything")), Err(Refusal::SignedUnsupported));
+    }
+
+    #[test]
+    fn a_signed_policy_accepts_what_any_of_its_keys_signed_and_nothing_else() {
+        let secrets = [1_u8, 2, 3].map(|byte| SigningKey::from_bytes(&[byte; 32]));
+        let text = |bytes: &[u8]| format!("ed25519:{}", BASE64_STANDARD.encode(bytes));
+        let [first, second, stranger] = secrets.each_ref().map(|s| text(s.verifying_key().as_bytes()));
+        let signed = |digest: &Digest| {
+            let input = signing_input(digest);
+            secrets.each_ref().map(|secret| text(&secret.sign(input.as_bytes()).to_bytes()))
+        };
+        let policy = format!(r#"{{"manifest": "signed", "keys": ["{first}", "{second}"]}}"#);
+        let policy = Policy::parse(policy.as_bytes()).unwrap();
+        let one: Digest = HEX.parse().unwrap();
+        let other: Digest = HEX.replace('0', "1").parse().unwrap();
+        let [by_first, by_second, by_stranger] = signed(&one);
+        assert_eq!(policy.decide(&one, Some(&by_first)), Ok(()));
+        assert_eq!(policy.decide(&one, Some(&by_second)), Ok(()));
+        assert_eq!(policy.decide(&one, Some(&by_stranger)), Err(Refusal::Unknown { found: one }));
+        assert_eq!(policy.decide(&other, Some(&by_first)), Err(Refusal::Unknown { found: other }));
+        assert_eq!(policy.decide(&one, None), Err(Refusal::Unsigned));
+        for malformed in ["", "ed25519:AAAA", &stranger, by_first.trim_start_matches("ed25519:")] {
+            assert_eq!(policy.decide(&one, Some(malformed)), Err(Refusal::Signature(SignatureError)));
+        }
     }
 }
