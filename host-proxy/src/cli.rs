@@ -60,6 +60,10 @@ pub struct RunArgs {
     /// Directory with configmaps/NAME/KEY and secrets/NAME/KEY, as mounted. Without it there are no files.
     #[arg(long, env = "ENCLAVE_CONFIG_DIR", value_name = "DIR")]
     pub config_dir: Option<PathBuf>,
+    /// The manifest's signature, where the image's policy wants one: `ed25519:` and base64, as the README
+    /// shows.
+    #[arg(long, env = "ENCLAVE_SIGNATURE", value_name = "FILE")]
+    pub signature: Option<PathBuf>,
     /// Where the session survives a restart of this program. Keep it as long as the enclave runs.
     #[arg(
         long,

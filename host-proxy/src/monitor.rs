@@ -12,7 +12,7 @@ use tokio::{
 use crate::{
     backoff::Backoff,
     counters::count,
-    rules::{Reading, ReadingError},
+    rules::{self, Reading, ReadingError},
     state::Session,
     view::Shared,
 };
@@ -97,6 +97,8 @@ pub(crate) struct Source {
     pub(crate) manifest: PathBuf,
     /// The files beside it.
     pub(crate) config_dir: Option<PathBuf>,
+    /// The signature of both.
+    pub(crate) signature: Option<PathBuf>,
     /// Our own listeners.
     pub(crate) reserved: Vec<u16>,
 }
@@ -106,7 +108,9 @@ impl Source {
     pub(crate) async fn read(&self) -> Result<Reading, ReadingError> {
         let source = self.clone();
         let read = tokio::task::spawn_blocking(move || {
-            Reading::read(&source.manifest, source.config_dir.as_deref(), &source.reserved)
+            let bundle = Bundle::read(&source.manifest, source.config_dir.as_deref())?;
+            let signature = source.signature.as_deref().map(rules::read_signature).transpose()?;
+            Ok(Reading { signature, ..Reading::of(bundle, &source.reserved)? })
         });
         read.await.expect("invariant: reading a manifest does not panic and is not aborted")
     }

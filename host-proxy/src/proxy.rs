@@ -119,6 +119,7 @@ impl Proxy {
         let source = Source {
             manifest: args.manifest.clone(),
             config_dir: args.config_dir.clone(),
+            signature: args.signature.clone(),
             reserved: reserved.collect(),
         };
         // One request to stop is enough; later ones find it waiting.

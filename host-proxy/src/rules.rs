@@ -1,22 +1,28 @@
 //! The host's own reading of the manifest: the plan that it compares with the enclave's, and the egress
 //! rules.
 
-use std::{collections::BTreeMap, path::Path};
+use std::{collections::BTreeMap, fs::File, io::Read as _, path::Path};
 
 use enclave_protocol::{
     bundle::{Bundle, BundleError},
     control::{Diagnostic, EgressRule, Files, Plan},
     digest::digest,
     manifest::{self, Context},
+    signature::Signature,
 };
 
 use crate::policy::normalise;
+
+/// Longest signature file, in bytes: the text has 96, and editors add a newline.
+const SIGNATURE_FILE_MAX: u64 = 1024;
 
 /// A manifest that this side has read and checked by itself.
 #[derive(Debug, Clone)]
 pub(crate) struct Reading {
     /// What goes to the enclave.
     pub(crate) bundle: Bundle,
+    /// What goes with it, for the enclave's policy. Whose it is, only the enclave can tell.
+    pub(crate) signature: Option<Signature>,
     /// `metadata.name`.
     pub(crate) deployment: String,
     /// What the manifest comes down to.
@@ -31,28 +37,35 @@ pub(crate) enum ReadingError {
     /// The files cannot be had.
     #[error(transparent)]
     Bundle(#[from] BundleError),
+    /// The signature cannot be had, or is none.
+    #[error("signature {path}: {reason}")]
+    Signature {
+        /// The file.
+        path: String,
+        /// What is wrong with it.
+        reason: String,
+    },
     /// The manifest has mistakes.
     #[error("the manifest has {} mistake(s)", .0.len())]
     Invalid(Vec<Diagnostic>),
 }
 
 impl Reading {
-    /// Reads the files and the manifest. `reserved` are the ports on which this program listens itself.
-    /// Blocking.
-    pub(crate) fn read(
-        manifest: &Path,
-        config_dir: Option<&Path>,
-        reserved: &[u16],
-    ) -> Result<Self, ReadingError> {
-        Self::of(Bundle::read(manifest, config_dir)?, reserved)
-    }
-
-    /// The same for files that are read already.
+    /// Checks the manifest. `reserved` are the ports on which this program listens itself.
     pub(crate) fn of(bundle: Bundle, reserved: &[u16]) -> Result<Self, ReadingError> {
         let (deployment, plan, digest) =
             understand(&bundle.manifest, &bundle.files, reserved).map_err(ReadingError::Invalid)?;
-        Ok(Self { bundle, deployment, plan, digest })
+        Ok(Self { bundle, signature: None, deployment, plan, digest })
     }
+}
+
+/// Reads a signature from a file, with or without a newline at its end. Blocking.
+pub(crate) fn read_signature(path: &Path) -> Result<Signature, ReadingError> {
+    let failed = |reason: String| ReadingError::Signature { path: path.display().to_string(), reason };
+    let mut text = String::new();
+    let file = File::open(path).map_err(|error| failed(error.to_string()))?;
+    file.take(SIGNATURE_FILE_MAX).read_to_string(&mut text).map_err(|error| failed(error.to_string()))?;
+    text.trim_end().parse().map_err(|error| failed(format!("{error}")))
 }
 
 /// The one place that asks the shared parser: name, plan and digest of a manifest.

@@ -54,6 +54,7 @@ impl SyncError {
     pub(crate) fn reading(manifest: &Path, error: &ReadingError) -> Self {
         match error {
             ReadingError::Bundle(error) => Self::Reading(error.to_string()),
+            ReadingError::Signature { .. } => Self::Reading(error.to_string()),
             ReadingError::Invalid(mistakes) => {
                 let lines: Vec<String> =
                     mistakes.iter().map(|mistake| format!("{}:{mistake}", manifest.display())).collect();
@@ -113,7 +114,7 @@ pub(crate) async fn put_manifest(
     let request = ManifestRequest {
         manifest: reading.bundle.manifest.clone(),
         files: reading.bundle.files.clone(),
-        signature: None,
+        signature: reading.signature.as_ref().map(ToString::to_string),
         egress_port,
         instance_id: shared.instance.clone(),
     };

@@ -113,9 +113,17 @@ impl Scene {
 impl Enclave {
     /// Hands a manifest over, as YAML text with its files.
     pub(crate) fn put_text(&self, manifest: &str, files: &Value) -> Answer {
-        let body = json!({
+        self.put_signed(manifest, files, None)
+    }
+
+    /// The same with a signature.
+    pub(crate) fn put_signed(&self, manifest: &str, files: &Value, signature: Option<&str>) -> Answer {
+        let mut body = json!({
             "manifest": manifest, "files": files, "egressPort": EGRESS_PORT, "instanceId": "it-1",
         });
+        if let Some(signature) = signature {
+            body["signature"] = json!(signature);
+        }
         self.client.call("PUT", "/v1/manifest", &body)
     }
 

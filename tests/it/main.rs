@@ -29,6 +29,7 @@ mod patience;
 mod process;
 mod proxy;
 mod scene;
+mod signed;
 mod stalls;
 mod stopping;
 mod supervision;

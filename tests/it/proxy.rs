@@ -57,12 +57,11 @@ impl Whole {
         let config = json!({"Entrypoint": ["/enclave-telemetry"], "Env": ["ENCLAVE_EXPORT_INTERVAL=1s"]});
         scene.program("telemetry", &image("telemetry"), &product("enclave-telemetry"), config);
         let collector = Collector::start();
-        let words = words(&scene, collector.address);
+        let mut words = words(&scene);
+        words.push(format!("--resolve={COLLECTOR}:{}", collector.address));
         let mut enclave = scene.start_as(how);
         let proxy = start(&words);
-        proxy.stderr.wait("the manifest to be accepted", |lines| {
-            lines.iter().any(|line| line.contains("the enclave accepted the manifest")).then_some(())
-        });
+        accepted(&proxy);
         let state = fs::read(enclave.scene.path("state/state.json")).unwrap();
         let state: Value = serde_json::from_slice(&state).unwrap();
         enclave.client.token = state["session"]["token"].as_str().map(str::to_owned);
@@ -108,11 +107,20 @@ impl Whole {
     }
 }
 
-fn start(words: &[String]) -> Process {
+/// Starts host-proxy with these words.
+pub(crate) fn start(words: &[String]) -> Process {
     Process::start("host-proxy", words)
 }
 
-fn words(scene: &Scene, collector: std::net::SocketAddr) -> Vec<String> {
+/// Waits until the enclave has taken host-proxy's manifest.
+pub(crate) fn accepted(proxy: &Process) {
+    proxy.stderr.wait("the manifest to be accepted", |lines| {
+        lines.iter().any(|line| line.contains("the enclave accepted the manifest")).then_some(())
+    });
+}
+
+/// host-proxy's command line for the enclave and the manifest of this scene.
+pub(crate) fn words(scene: &Scene) -> Vec<String> {
     let path = |name: &str| scene.path(name).display().to_string();
     vec![
         product("enclave-host-proxy").display().to_string(),
@@ -125,7 +133,6 @@ fn words(scene: &Scene, collector: std::net::SocketAddr) -> Vec<String> {
         "--metrics-listen=127.0.0.1:0".to_owned(),
         "--health-listen=127.0.0.1:0".to_owned(),
         "--ingress-listen=127.0.0.1".to_owned(),
-        format!("--resolve={COLLECTOR}:{collector}"),
     ]
 }
 

@@ -30,7 +30,7 @@ pub(crate) const NAMESPACES: [Need; 2] = [
 ];
 
 /// What the process tests need beside [`NAMESPACES`].
-pub(crate) const PROCESS_TESTS: [Need; 2] = [
+pub(crate) const PROCESS_TESTS: [Need; 3] = [
     Need {
         program: "busybox",
         package: "busybox-static",
@@ -41,6 +41,7 @@ pub(crate) const PROCESS_TESTS: [Need; 2] = [
         package: "protobuf-compiler",
         purpose: "decodes what arrives at the tests' OTLP collector, independently of this repository",
     },
+    Need { program: "openssl", package: "openssl", purpose: "signs manifests as the README shows it" },
 ];
 
 /// Looks a program up in PATH.
@@ -113,7 +114,7 @@ mod tests {
 
     #[test]
     fn the_process_tests_need_debian_packages_of_their_own() {
-        assert_eq!(package_names(&PROCESS_TESTS), ["busybox-static", "protobuf-compiler"]);
+        assert_eq!(package_names(&PROCESS_TESTS), ["busybox-static", "openssl", "protobuf-compiler"]);
     }
 
     #[test]

@@ -172,3 +172,23 @@ async fn options_that_do_not_fit_together_are_named() {
         "{error}"
     );
 }
+
+#[tokio::test]
+async fn a_signature_goes_with_the_manifest_and_a_file_that_is_none_is_named() {
+    let scene = Scene::new().await;
+    let enclave = Enclave::start(scene.dir.path(), "boot-1");
+    let path = scene.dir.path().join("m.sig");
+    let option = format!("--signature={}", path.display());
+    std::fs::write(&path, "ed25519:AAAA\n").unwrap();
+    let mut running = scene.start(&[&option]).await;
+    assert_eq!(running.exit().await, Exit::Invalid);
+    let end = running.line().await;
+    assert!(end["reason"].as_str().unwrap().contains("m.sig: a signature is"), "{end}");
+    assert_eq!(enclave.inside.borrow().puts, 0);
+
+    let signature = format!("ed25519:{}==", "A".repeat(86));
+    std::fs::write(&path, format!("{signature}\n")).unwrap();
+    let running = scene.start(&[&option]).await;
+    running.until_ready_is(200).await;
+    assert_eq!(enclave.inside.borrow().request.as_ref().unwrap().signature, Some(signature));
+}
