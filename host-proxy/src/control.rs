@@ -12,7 +12,10 @@ use std::{
 
 use bytes::Bytes;
 use enclave_protocol::{
-    control::{AckRequest, CONTROL_PORT, DrainRequest, ManifestAccepted, ManifestRequest, Problem, Status},
+    control::{
+        AckRequest, CONTROL_PORT, ClockRequest, DrainRequest, ManifestAccepted, ManifestRequest, Problem,
+        Status,
+    },
     metrics::Sample,
     transport::Guest,
 };
@@ -26,6 +29,7 @@ use tokio::{
 };
 
 use crate::{
+    clock,
     ndjson::{LineBuffer, LineTooLong},
     state::Token,
 };
@@ -93,8 +97,16 @@ struct Call<'a> {
     path: &'static str,
     query: String,
     token: Option<&'a Token>,
-    body: Bytes,
+    content: Content,
     limit: Duration,
+}
+
+/// What a call carries.
+enum Content {
+    /// These bytes, maybe none.
+    Fixed(Bytes),
+    /// The time at which it is sent, not that at which a connection was asked for.
+    Time,
 }
 
 impl Control {
@@ -141,6 +153,12 @@ impl Control {
     /// `POST /v1/drain`.
     pub(crate) async fn drain(&self, drain: &DrainRequest, token: &Token) -> Result<(), ControlError> {
         self.answer(Call::new(Method::POST, "/v1/drain", Some(token)).with_body(drain)).await.map(drop)
+    }
+
+    /// `PUT /v1/clock`, with the time at which it is sent.
+    pub(crate) async fn set_clock(&self, token: &Token) -> Result<(), ControlError> {
+        let call = Call::new(Method::PUT, "/v1/clock", Some(token));
+        self.answer(Call { content: Content::Time, ..call }).await.map(drop)
     }
 
     /// `GET /v1/logs`, on a connection of its own.
@@ -225,13 +243,33 @@ impl Control {
 
 impl<'a> Call<'a> {
     fn new(method: Method, path: &'static str, token: Option<&'a Token>) -> Self {
-        Self { method, path, query: String::new(), token, body: Bytes::new(), limit: CALL_TIMEOUT }
+        Self {
+            method,
+            path,
+            query: String::new(),
+            token,
+            content: Content::Fixed(Bytes::new()),
+            limit: CALL_TIMEOUT,
+        }
     }
 
     fn with_body(mut self, body: &impl serde::Serialize) -> Self {
-        self.body = serde_json::to_vec(body).expect("invariant: wire types always serialise").into();
+        self.content = Content::Fixed(json_bytes(body));
         self
     }
+}
+
+impl Content {
+    fn bytes(&self) -> Bytes {
+        match self {
+            Self::Fixed(bytes) => bytes.clone(),
+            Self::Time => json_bytes(&ClockRequest { unix_nanos: clock::now().0 }),
+        }
+    }
+}
+
+fn json_bytes(body: &impl serde::Serialize) -> Bytes {
+    serde_json::to_vec(body).expect("invariant: wire types always serialise").into()
 }
 
 impl Connection {
@@ -244,14 +282,15 @@ impl Connection {
         if let Some(token) = call.token {
             request = request.header(header::AUTHORIZATION, format!("Bearer {}", token.0));
         }
-        if !call.body.is_empty() {
+        self.sender.ready().await?;
+        let body = call.content.bytes();
+        if !body.is_empty() {
             request = request.header(header::CONTENT_TYPE, "application/json");
         }
-        let request = request.body(Full::new(call.body.clone())).map_err(|error| {
+        let request = request.body(Full::new(body)).map_err(|error| {
             // A stored token with a control character would end here.
             ControlError::Answer { path: call.path, reason: error.to_string() }
         })?;
-        self.sender.ready().await?;
         Ok(self.sender.send_request(request).await?)
     }
 }

@@ -6,6 +6,7 @@
 //!   egress   allowlist, resolve, address, dial  ingress  TCP port → stream
 //!   logs     pull, write, flush, acknowledge    monitor  status, events, the manifest on disk
 //!   health, metrics_page, admin                 what others ask this program
+//!   enclave_clock                               the time, for an enclave that has no better clock
 //! ```
 //!
 //! # Start
@@ -37,6 +38,7 @@ mod control;
 mod counters;
 mod dial;
 mod egress;
+mod enclave_clock;
 mod exit;
 mod health;
 mod http;

@@ -12,6 +12,7 @@ use tokio::{
 
 use crate::{
     backoff::Backoff,
+    enclave_clock,
     exit::Exit,
     logs::{self, Shipper, Sink},
     monitor::{self, Source},
@@ -166,6 +167,7 @@ impl<W: AsyncWrite + Send + Unpin + 'static> Tasks<W> {
         let after = shared.view.borrow().status.as_ref().map_or(0, |status| status.seq);
         loops.spawn(monitor::follow_events(Arc::clone(shared), session.clone(), after, Arc::clone(&refresh)));
         loops.spawn(monitor::watch_status(Arc::clone(shared), refresh));
+        loops.spawn(enclave_clock::keep(Arc::clone(shared), session.clone()));
         loops.spawn(monitor::watch_drift(Arc::clone(shared), source, session.digest.clone()));
         Self { loops, shipping, finish, written, draining: JoinSet::new() }
     }

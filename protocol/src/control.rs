@@ -370,3 +370,12 @@ pub struct DrainRequest {
     /// Upper bound of the whole drain.
     pub grace_seconds: u32,
 }
+
+/// The body of `PUT /v1/clock`. The answer is 409 `ClockNotManaged` where the enclave's clock is not the
+/// supervisor's to set.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ClockRequest {
+    /// The host's time when the request was sent, in nanoseconds since 1970-01-01T00:00:00Z.
+    pub unix_nanos: u64,
+}

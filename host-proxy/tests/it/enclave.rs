@@ -9,8 +9,8 @@ use std::{
 use bytes::Bytes;
 use enclave_protocol::{
     control::{
-        AckRequest, CONTROL_PORT, Diagnostic, DrainRequest, INGRESS_PORT, LastExit, LogRecord, LogStream,
-        ManifestAccepted, ManifestRequest, Phase, PluginPhase, PluginStatus, Problem, Status,
+        AckRequest, CONTROL_PORT, ClockRequest, Diagnostic, DrainRequest, INGRESS_PORT, LastExit, LogRecord,
+        LogStream, ManifestAccepted, ManifestRequest, Phase, PluginPhase, PluginStatus, Problem, Status,
     },
     digest::digest,
     manifest::{self, Context},
@@ -28,6 +28,7 @@ use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     sync::watch,
     task::JoinSet,
+    time::Instant,
 };
 
 type Body = Either<Full<Bytes>, Channel<Bytes>>;
@@ -50,6 +51,10 @@ pub(crate) struct Inside {
     /// Log streams end after so many records.
     pub(crate) cut_logs_after: Option<usize>,
     pub(crate) log_requests: Vec<u64>,
+    /// When the clock was told, by the runtime's time, and what.
+    pub(crate) clocks: Vec<(Instant, u64)>,
+    /// What `PUT /v1/clock` answers instead of 200.
+    pub(crate) refuse_clock: Option<Problem>,
     /// Logged when the final status is first acknowledged.
     pub(crate) late_log: Option<String>,
 }
@@ -116,6 +121,8 @@ impl Enclave {
             lie: false,
             cut_logs_after: None,
             log_requests: vec![],
+            clocks: vec![],
+            refuse_clock: Some(refusal(409, "ClockNotManaged", vec![])),
             late_log: None,
         });
         let mut task = JoinSet::new();
@@ -227,6 +234,11 @@ async fn answer(
                 inside.status.seq += 1;
             });
             json(&())
+        }
+        (Method::PUT, "/v1/clock") => {
+            let clock: ClockRequest = serde_json::from_slice(&body).unwrap();
+            inside.send_modify(|inside| inside.clocks.push((Instant::now(), clock.unix_nanos)));
+            inside.borrow().refuse_clock.as_ref().map_or_else(|| json(&()), problem_of)
         }
         (Method::GET, "/v1/logs") => {
             let (after, follow) = after();
