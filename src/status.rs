@@ -1,5 +1,7 @@
 //! The status that readers see, made from the engine's snapshot.
 
+use std::collections::BTreeMap;
+
 use enclave_protocol::control::{Phase, Status};
 
 /// The status before a manifest is accepted.
@@ -14,5 +16,6 @@ pub fn awaiting(boot_id: &str) -> Status {
         seq: 0,
         log_seq: 0,
         plugins: Vec::new(),
+        measurements: BTreeMap::new(),
     }
 }

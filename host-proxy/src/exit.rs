@@ -14,7 +14,7 @@ pub enum Exit {
     Invalid,
     /// The enclave (or, for `status`, `logs` and `drain`, the proxy) does not answer.
     Unreachable,
-    /// A user plugin failed for good.
+    /// A user plugin failed for good, or the enclave's boot did.
     WorkloadFailed,
 }
 

@@ -16,6 +16,8 @@
 //! 3. Egress and ingress listen. 4. The manifest is handed over; digest and plan must be our own; the session
 //!    is stored before anything else is done with it.
 //!
+//! An enclave whose boot failed takes no manifest: its reason ends the proxy (exit code 4).
+//!
 //! A boot that is not known, also later, is a new enclave: it gets the manifest that is on disk then.
 //!
 //! # Stop

@@ -273,6 +273,8 @@ impl<W: AsyncWrite + Send + Unpin + 'static> Boots<W> {
             let (listener, _) = self.listen_egress(Some(session.egress_port)).await?;
             let ways = self.open_ways(listener, &session.plan).await?;
             (session, ways)
+        } else if let Some(reason) = status.boot_failure() {
+            return Err(SyncError::BootFailed(reason.to_owned()));
         } else {
             let reading = self.readable(&reading)?;
             let (listener, egress_port) = self.listen_egress(self.args.egress_port).await?;

@@ -90,6 +90,7 @@ impl Report {
         }
         writeln!(text, "cpu {}  memory {}", percent(self.cpu_usage), percent(self.memory_usage)).ok();
         writeln!(text, "digest {}", status.digest.as_deref().unwrap_or("-")).ok();
+        text.push_str(&measurements(status));
         text.push('\n');
         text.push_str(&rows(status, self.time));
         for condition in &self.conditions {
@@ -124,6 +125,23 @@ fn rows(status: &Status, now: Timestamp) -> String {
         let cells: Vec<String> =
             row.iter().zip(widths).map(|(cell, width)| format!("{cell:<width$}")).collect();
         writeln!(text, "{}", cells.join("  ").trim_end()).ok();
+    }
+    text
+}
+
+/// A line per register, by number. Whole ones are in the JSON; people compare the beginning and the end.
+fn measurements(status: &Status) -> String {
+    let mut registers: Vec<(&String, &String)> = status.measurements.iter().collect();
+    registers.sort_by_key(|(name, _)| (name.len(), *name));
+    let mut text = String::new();
+    for (name, value) in registers {
+        let shown = match (value.get(..16), value.get(value.len().saturating_sub(8)..)) {
+            _ if value.bytes().all(|digit| digit == b'0') => "all zero".to_owned(),
+            (Some(start), Some(end)) if value.len() > 24 => format!("{start}…{end}"),
+            _ => value.clone(),
+        };
+        // Writing to a String cannot fail.
+        writeln!(text, "{name:<5}  {shown}").ok();
     }
     text
 }
@@ -187,6 +205,8 @@ fn phase(phase: PluginPhase) -> &'static str {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use expect_test::expect;
 
     use super::*;
@@ -235,6 +255,7 @@ mod tests {
                 seq: 1,
                 log_seq: 1,
                 plugins: vec![plugin("telemetry"), failing],
+                measurements: BTreeMap::new(),
             }),
             conditions: vec![Condition {
                 kind: "PolicyOpen".into(),
@@ -260,6 +281,26 @@ mod tests {
             ! PolicyOpen: any manifest is accepted
         "]]
         .assert_eq(&report().table());
+    }
+
+    #[test]
+    fn measurements_are_shortened_for_people_and_whole_for_programs() {
+        let value = "0123456789abcdef".repeat(6);
+        let mut report = report();
+        let status = report.status.as_mut().unwrap();
+        for (name, value) in [("PCR0", value.as_str()), ("PCR2", "00"), ("PCR16", "c0ffee"), ("PCR8", &value)]
+        {
+            status.measurements.insert(name.to_owned(), value.to_owned());
+        }
+        expect![[r"
+            PCR0   0123456789abcdef…89abcdef
+            PCR2   all zero
+            PCR8   0123456789abcdef…89abcdef
+            PCR16  c0ffee
+        "]]
+        .assert_eq(&measurements(status));
+        assert!(report.table().contains("digest abc\nPCR0   0123"), "{}", report.table());
+        assert!(serde_json::to_string(&report).unwrap().contains(&format!("\"PCR8\":\"{value}\"")));
     }
 
     #[test]

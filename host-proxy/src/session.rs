@@ -183,6 +183,7 @@ impl<W: AsyncWrite + Send + Unpin + 'static> Tasks<W> {
         };
         self.loops.shutdown().await;
         let phase = status.phase;
+        let boot_failure = status.boot_failure().map(|why| format!("the enclave's boot failed: {why}"));
         let mut status = status;
         let mut acknowledged = None;
         loop {
@@ -213,7 +214,10 @@ impl<W: AsyncWrite + Send + Unpin + 'static> Tasks<W> {
             }
         }
         match phase {
-            Phase::Failed => Over::Ended(Exit::WorkloadFailed, "the workload failed".to_owned()),
+            Phase::Failed => {
+                let reason = boot_failure.unwrap_or_else(|| "the workload failed".to_owned());
+                Over::Ended(Exit::WorkloadFailed, reason)
+            }
             Phase::AwaitingManifest | Phase::Running | Phase::Stopping | Phase::Completed => {
                 Over::Ended(Exit::Ok, "the workload completed".to_owned())
             }

@@ -3,7 +3,7 @@
 
 use std::{fmt::Write as _, path::Path, sync::Arc, time::Duration};
 
-use enclave_protocol::control::{Condition, ManifestRequest, Problem, Status};
+use enclave_protocol::control::{BOOT_FAILED, Condition, ManifestRequest, Phase, Problem, Status};
 use tokio::time::{Instant, sleep, timeout_at};
 
 use crate::{
@@ -33,6 +33,9 @@ pub(crate) enum SyncError {
     /// The enclave does not take it. One line per mistake.
     #[error("{0}")]
     Refused(String),
+    /// The enclave takes no manifest at all.
+    #[error("the enclave's boot failed: {0}")]
+    BootFailed(String),
     /// The two sides read the manifest differently.
     #[error("the enclave reads the manifest differently ({0}): the two programs are of different versions")]
     Mismatch(String),
@@ -46,6 +49,7 @@ impl SyncError {
     pub(crate) fn exit(&self) -> Exit {
         match self {
             Self::Unreachable { .. } => Exit::Unreachable,
+            Self::BootFailed(_) => Exit::WorkloadFailed,
             Self::Reading(_) | Self::Refused(_) | Self::Mismatch(_) | Self::Store(_) => Exit::Invalid,
         }
     }
@@ -123,6 +127,13 @@ pub(crate) async fn put_manifest(
     let accepted = loop {
         let error = match shared.control.put_manifest(&request).await {
             Ok(accepted) => break accepted,
+            Err(ControlError::Refused(problem)) if problem.kind == BOOT_FAILED => {
+                // The newest status may be from before the failure.
+                shared.view.send_modify(|view| {
+                    view.status.iter_mut().for_each(|status| status.phase = Phase::Failed);
+                });
+                return Err(SyncError::BootFailed(problem.detail));
+            }
             Err(ControlError::Refused(problem)) if (400..500).contains(&problem.status) => {
                 return Err(SyncError::refused(manifest, &problem));
             }

@@ -31,6 +31,10 @@ pub const REQUEST_SECONDS_MAX: u64 = 30;
 /// Bytes of the session token before it is written as hexadecimal.
 pub const TOKEN_BYTES: usize = 32;
 
+/// Type of the condition and of the problem (503) by which a supervisor whose boot failed says so. It takes
+/// no manifest, and powers off.
+pub const BOOT_FAILED: &str = "BootFailed";
+
 /// The body of `PUT /v1/manifest`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -213,6 +217,18 @@ pub struct Status {
     pub log_seq: u64,
     /// In start order.
     pub plugins: Vec<PluginStatus>,
+    /// Platform configuration registers as the Nitro Secure Module has them, `PCR0` and so on → lower-case
+    /// hexadecimal; none where there is no such module.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub measurements: BTreeMap<String, String>,
+}
+
+impl Status {
+    /// Why the enclave will never take a manifest, if its boot failed.
+    pub fn boot_failure(&self) -> Option<&str> {
+        let failure = self.conditions.iter().find(|condition| condition.kind == BOOT_FAILED);
+        failure.filter(|_| self.phase == Phase::Failed).map(|condition| condition.message.as_str())
+    }
 }
 
 /// The life of a deployment.
@@ -226,7 +242,7 @@ pub enum Phase {
     Stopping,
     /// Every user plugin ended and succeeded, or a drain ended in order.
     Completed,
-    /// A user plugin failed for good.
+    /// A user plugin failed for good, or the boot did: see [`BOOT_FAILED`].
     Failed,
 }
 

@@ -104,6 +104,7 @@ pub(super) fn status(
         seq: board.events.last_seq(),
         log_seq: board.rings.last_seq(),
         plugins: snapshot.plugins.iter().zip(names).zip(failures).map(plugin).collect(),
+        measurements: BTreeMap::new(),
     }
 }
 

@@ -1,6 +1,7 @@
 //! A fake enclave: the control API and an ingress echo behind the hybrid socket, with knobs for its failures.
 
 use std::{
+    collections::BTreeMap,
     convert::Infallible,
     path::{Path, PathBuf},
     sync::{Arc, Mutex},
@@ -9,8 +10,9 @@ use std::{
 use bytes::Bytes;
 use enclave_protocol::{
     control::{
-        AckRequest, CONTROL_PORT, ClockRequest, Diagnostic, DrainRequest, INGRESS_PORT, LastExit, LogRecord,
-        LogStream, ManifestAccepted, ManifestRequest, Phase, PluginPhase, PluginStatus, Problem, Status,
+        AckRequest, BOOT_FAILED, CONTROL_PORT, ClockRequest, Condition, Diagnostic, DrainRequest,
+        INGRESS_PORT, LastExit, LogRecord, LogStream, ManifestAccepted, ManifestRequest, Phase, PluginPhase,
+        PluginStatus, Problem, Status,
     },
     digest::digest,
     manifest::{self, Context},
@@ -107,6 +109,7 @@ impl Enclave {
             seq: 0,
             log_seq: 0,
             plugins: vec![],
+            measurements: BTreeMap::new(),
         };
         let inside = watch::Sender::new(Inside {
             boot_id: boot_id.into(),
@@ -171,6 +174,20 @@ impl Enclave {
             plugin.last_exit = exit;
             inside.status.ready = ready;
             inside.status.seq += 1;
+        });
+    }
+
+    /// The boot has failed; `told` also in the status, and not in the answer to a manifest alone.
+    pub(crate) fn fail_boot(&self, reason: &str, told: bool) {
+        self.inside.send_modify(|inside| {
+            let problem = refusal(503, BOOT_FAILED, vec![]);
+            inside.refuse = Some(Problem { detail: reason.to_owned(), ..problem });
+            if told {
+                inside.status.phase = Phase::Failed;
+                inside.status.seq += 1;
+                inside.status.conditions =
+                    vec![Condition { kind: BOOT_FAILED.to_owned(), message: reason.to_owned() }];
+            }
         });
     }
 

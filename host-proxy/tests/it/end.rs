@@ -97,6 +97,33 @@ async fn an_end_while_stdout_blocks_is_bounded_and_acknowledges_only_what_was_wr
     assert!(inside.acks.last().unwrap().status_seq.is_some());
 }
 
+#[tokio::test]
+async fn a_boot_that_failed_ends_the_proxy_at_once_with_the_reason() {
+    for (told, puts) in [(true, 0), (false, 1)] {
+        let scene = Scene::new().await;
+        let enclave = Enclave::start(scene.dir.path(), "boot-1");
+        enclave.fail_boot("the heartbeat got no answer", told);
+        let mut running = scene.start(&[]).await;
+        assert_eq!(running.exit().await, Exit::WorkloadFailed);
+        let end = running.line().await;
+        assert_eq!((&end["exitCode"], &end["phase"]), (&4.into(), &"Failed".into()), "{end}");
+        assert_eq!(end["reason"], "the enclave's boot failed: the heartbeat got no answer");
+        assert_eq!(enclave.inside.borrow().puts, puts);
+    }
+}
+
+#[tokio::test]
+async fn a_boot_that_fails_after_the_manifest_was_taken_has_its_reason_in_the_last_line() {
+    let scene = Scene::new().await;
+    let enclave = Enclave::start(scene.dir.path(), "boot-1");
+    let mut running = scene.start(&[]).await;
+    running.until_ready_is(200).await;
+    enclave.fail_boot("PCR 16 is locked already", true);
+    assert_eq!(running.exit().await, Exit::WorkloadFailed);
+    let end = running.line().await;
+    assert_eq!(end["reason"], "the enclave's boot failed: PCR 16 is locked already");
+}
+
 /// The whole program: a signal drains it, and its exit code and last line say how it ended.
 #[tokio::test]
 #[expect(clippy::disallowed_types, reason = "the test of a signal needs a process")]
