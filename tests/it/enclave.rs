@@ -62,6 +62,13 @@ pub(crate) struct Enclave {
     _company: Company,
 }
 
+/// The command through which every supervisor of this run is started, and with it everything that it starts:
+/// the words of `ENCLAVE_TEST_THROUGH`.
+pub(crate) fn through() -> Vec<String> {
+    let words = std::env::var("ENCLAVE_TEST_THROUGH").unwrap_or_default();
+    words.split_whitespace().map(str::to_owned).collect()
+}
+
 impl Scene {
     /// Starts a supervisor and waits until it waits for a manifest.
     pub(crate) fn start(self) -> Enclave {
@@ -93,6 +100,7 @@ impl Scene {
             words.extend(["--pid", "--fork", "--kill-child", "--mount-proc"].map(str::to_owned));
         }
         words.push("--".to_owned());
+        words.extend(through());
         words.extend(how.through.iter().cloned());
         let path = |name: &str| self.path(name).display().to_string();
         words.extend([

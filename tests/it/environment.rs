@@ -146,3 +146,24 @@ fn each_plugin_has_its_own_hosts_file_and_another_ones_destinations_are_not_in_i
     assert_eq!(hosts("app"), format!("{base}127.64.0.1\tapi.example\n"));
     assert_eq!(hosts("telemetry"), format!("{base}127.64.0.2\tcollector.example\n"));
 }
+
+/// Of a run through `ENCLAVE_TEST_THROUGH` this says that it is one: filters are inherited and never removed.
+#[test]
+fn the_supervisor_and_all_it_starts_are_behind_the_filter_that_the_run_asks_for() {
+    let mut enclave = Scene::with_app().start();
+    enclave.run(&deployment(json!([idle("app")])));
+    let app = enclave.started("app").to_string();
+    let field = |pid: &str, name: &str| -> Option<u32> {
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+        status.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok())
+    };
+    let is_filtered = !crate::enclave::through().is_empty();
+    let filters = field("self", "Seccomp_filters:").map(|own| own + u32::from(is_filtered));
+    for pid in [enclave.pid.to_string(), enclave.net().to_string(), app] {
+        if is_filtered {
+            assert_eq!(field(&pid, "Seccomp:"), Some(2), "{pid}");
+        }
+        // Counted since Linux 5.9.
+        assert_eq!(field(&pid, "Seccomp_filters:"), filters, "{pid}");
+    }
+}

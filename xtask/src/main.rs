@@ -7,6 +7,7 @@ mod cargo;
 mod demo;
 mod deny;
 mod failure;
+mod old_kernel;
 mod packages;
 mod stages;
 mod stopwatch;
@@ -29,6 +30,9 @@ enum Task {
     Test(stages::Options),
     /// Measures the release build.
     Bench(bench::Options),
+    /// Runs a command without the system calls that are younger than Linux 4.14.
+    #[command(hide = true)]
+    OldKernel(old_kernel::Options),
 }
 
 fn run(task: Task) -> Result<ExitCode, Failure> {
@@ -36,6 +40,7 @@ fn run(task: Task) -> Result<ExitCode, Failure> {
         Task::Demo(options) => demo::run(&options),
         Task::Test(options) => stages::run(&options).map(|()| ExitCode::SUCCESS),
         Task::Bench(options) => bench::run(&options).map(|()| ExitCode::SUCCESS),
+        Task::OldKernel(options) => Err(old_kernel::run(&options)),
     }
 }
 
