@@ -132,6 +132,27 @@ pub(crate) fn build(
     Ok(executables)
 }
 
+/// Builds all tests of the workspace and returns the path of one program of the root package's. Built as
+/// `cargo test --workspace` builds them, so that nothing is compiled twice.
+pub(crate) fn build_tests(program: &str) -> Result<PathBuf, Failure> {
+    let mut build = cargo();
+    build.args(["test", "--workspace", "--locked", "--no-run", "--message-format=json-render-diagnostics"]);
+    let messages = capture(&mut build)?;
+    let manifest = workspace_root().join("Cargo.toml");
+    let found = messages.lines().find_map(|line| test_program(line, &manifest, program));
+    found.ok_or_else(|| Failure::new(format!("cargo built no test program named {program}")))
+}
+
+/// Reads one line of cargo's JSON messages; none for anything but this test program of this package.
+fn test_program(line: &str, manifest: &Path, name: &str) -> Option<PathBuf> {
+    let message: serde_json::Value = serde_json::from_str(line).ok()?;
+    let target = message.get("target")?;
+    let is_wanted = Path::new(message.get("manifest_path")?.as_str()?) == manifest
+        && target.get("name")?.as_str()? == name
+        && target.get("kind")?.get(0)?.as_str()? == "test";
+    if is_wanted { message.get("executable")?.as_str().map(PathBuf::from) } else { None }
+}
+
 /// What cargo says about one finished crate.
 #[derive(Debug, PartialEq, Eq)]
 struct Artifact {
@@ -177,6 +198,21 @@ mod tests {
             executable: Some(PathBuf::from("/t/hello")),
         };
         assert_eq!(artifact(line), Some(expected));
+    }
+
+    #[test]
+    fn a_test_program_is_told_from_another_packages_of_the_same_name() {
+        let line = |manifest: &str, kind: &str| {
+            format!(
+                r#"{{"reason":"compiler-artifact","manifest_path":"{manifest}",
+                "target":{{"name":"it","kind":["{kind}"]}},"executable":"/t/it-1"}}"#
+            )
+        };
+        let find = |line: &str| test_program(line, Path::new("/w/Cargo.toml"), "it");
+        assert_eq!(find(&line("/w/Cargo.toml", "test")), Some(PathBuf::from("/t/it-1")));
+        assert_eq!(find(&line("/w/host-proxy/Cargo.toml", "test")), None);
+        assert_eq!(find(&line("/w/Cargo.toml", "bin")), None);
+        assert_eq!(find("noise"), None);
     }
 
     #[test]

@@ -2,14 +2,24 @@
 //! nitro-cli: every system call that came later answers ENOSYS. It is only the calls: what a call of 4.14 has
 //! learned since, and what has come in /proc, /sys and ioctls, is there.
 
-#![expect(clippy::disallowed_types, reason = "it turns into the command")]
+#![expect(clippy::disallowed_types, reason = "it turns into the command, and it runs the tests")]
 
-use std::{ffi::OsString, os::unix::process::CommandExt as _, process::Command};
+use std::{
+    ffi::OsString,
+    num::NonZero,
+    os::unix::process::CommandExt as _,
+    path::{Path, PathBuf},
+    process::Command,
+    thread::available_parallelism,
+};
 
 use nix::errno::Errno;
 use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, TargetArch};
 
-use crate::failure::{Failure, While as _};
+use crate::{
+    cargo,
+    failure::{Failure, While as _},
+};
 
 /// The last system call of 4.14, statx, by architecture (`arch/x86/entry/syscalls/syscall_64.tbl` and
 /// `include/uapi/asm-generic/unistd.h`). Later ones have greater numbers, among them `rseq`, `pidfd_open`,
@@ -17,6 +27,11 @@ use crate::failure::{Failure, While as _};
 const LAST: [(&str, i64); 2] = [("x86_64", 332), ("aarch64", 291)];
 /// Up to here they are refused: twice what Linux 6.18 has.
 const REFUSED_UP_TO: i64 = 1023;
+
+/// The command through which the process tests start every supervisor.
+const THROUGH_VARIABLE: &str = "ENCLAVE_TEST_THROUGH";
+/// Tests that run at a time, per core: they mostly wait, and with one per core it takes half as long again.
+const TESTS_PER_CORE: usize = 2;
 
 /// The command, after `--`.
 #[derive(Debug, clap::Args)]
@@ -56,6 +71,30 @@ fn filter(arch: &str) -> Result<BpfProgram, Failure> {
     let arch = TargetArch::try_from(arch).while_doing("architecture")?;
     let filter = SeccompFilter::new(refused, SeccompAction::Allow, enosys, arch).while_doing("filter")?;
     BpfProgram::try_from(filter).while_doing("filter")
+}
+
+/// This very program. Asked for early: a build of xtask may replace its file, and then its name has to be
+/// known.
+pub(crate) fn ourselves() -> Result<PathBuf, Failure> {
+    let path = std::env::current_exe().while_doing("xtask's own path")?;
+    // The variable's words are split at white space.
+    if path.to_string_lossy().contains(char::is_whitespace) {
+        return Err(Failure::new(format!("{}: white space in the path of xtask", path.display())));
+    }
+    Ok(path)
+}
+
+/// Runs the process tests with every supervisor, and so `net`, telemetry and all plugins, as on the old
+/// kernel. `set` sets what these tests need in any case.
+pub(crate) fn test(ourselves: &Path, set: impl FnOnce(&mut Command)) -> Result<(), Failure> {
+    let mut test = cargo::command(cargo::build_tests("it")?);
+    let threads = available_parallelism().map_or(1, NonZero::get) * TESTS_PER_CORE;
+    test.arg("--quiet").arg(format!("--test-threads={threads}"));
+    // As cargo would say it to a test of the root package.
+    test.env("CARGO_MANIFEST_DIR", cargo::workspace_root());
+    test.env(THROUGH_VARIABLE, format!("{} old-kernel --", ourselves.display()));
+    set(&mut test);
+    cargo::run(&mut test)
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@ use crate::{
     binaries::{self, Profile},
     cargo, deny,
     failure::Failure,
-    packages,
+    old_kernel, packages,
     stopwatch::Stopwatch,
     terminal,
 };
@@ -38,16 +38,25 @@ const STAGES: [Stage; 6] = [
 /// Runs everything CI runs, or the tests that match the filter.
 pub(crate) fn run(options: &Options) -> Result<(), Failure> {
     let total = Stopwatch::start();
+    let ourselves = old_kernel::ourselves()?;
     let stages: &[Stage] = if options.filter.is_some() { &[] } else { &STAGES };
-    let count = stages.len() + 2;
+    let count = stages.len() + 2 + usize::from(options.filter.is_none());
     for (index, stage) in stages.iter().enumerate() {
         let watch = Stopwatch::start();
         terminal::heading(&format!("{}/{count} {}", index + 1, stage.name));
         (stage.run)().map_err(|failure| Failure::new(format!("stage {}: {failure}", stage.name)))?;
         terminal::say(&format!("    {}: ok, {watch}", stage.name));
     }
-    terminal::heading(&format!("{}/{count} static binaries for the tests", count - 1));
+    terminal::heading(&format!("{}/{count} static binaries for the tests", stages.len() + 1));
     let binaries = binaries::build(Profile::Demo)?;
+    if options.filter.is_none() {
+        let watch = Stopwatch::start();
+        terminal::heading(&format!("{}/{count} process tests as on Linux 4.14", count - 1));
+        old_kernel::test(&ourselves, |test| {
+            test.env(BINARIES_VARIABLE, &binaries.directory);
+        })?;
+        terminal::say(&format!("    process tests as on Linux 4.14: ok, {watch}"));
+    }
     terminal::heading(&format!("{count}/{count} tests ({total} so far)"));
     let mut test = cargo::cargo();
     test.args(["test", "--workspace", "--locked"]).args(&options.filter);
