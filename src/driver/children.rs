@@ -37,6 +37,8 @@ struct Plugin {
     launch: Launch,
     capture: Capture,
     live: Option<Live>,
+    /// Why the last run without a process had none. It stays while further runs are made: until one ends, the
+    /// status still tells of it.
     failure: Option<Failure>,
     cpu_gone: Duration,
     oom_kills: u64,
@@ -117,7 +119,6 @@ impl Children {
     /// Starts a run. An event means that it failed at once; else the shim's answer will come.
     pub(super) fn spawn(&mut self, plugin: PluginId, run: RunId) -> Option<Event> {
         let slot = self.plugins.get_mut(plugin.0)?;
-        slot.failure = None;
         let started = spawn::plugin(&slot.launch).and_then(|child| {
             slot.live = Some(Live { run, pid: child.pid, answered: false, ended: None, killed: false });
             self.pids.insert(child.pid, (plugin, run));
