@@ -116,11 +116,11 @@ fn member(out: &mut dyn Write, header: &Header, name: &[u8]) -> io::Result<()> {
     }
     out.write_all(name)?;
     out.write_all(&[0])?;
-    pad(out, HEADER_BYTES + u64::from(name_size))
+    pad(out, HEADER_BYTES as u64 + u64::from(name_size))
 }
 
 /// Bytes of a header without its name.
-pub const HEADER_BYTES: u64 = 110;
+pub const HEADER_BYTES: usize = 110;
 
 /// Fills up to a multiple of four.
 fn pad(out: &mut dyn Write, bytes: u64) -> io::Result<()> {

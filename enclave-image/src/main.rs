@@ -4,10 +4,11 @@ use std::{io::Write, process::ExitCode};
 
 use clap::Parser;
 use enclave_image::{
-    build, eif,
-    failure::{Exit, Outcome},
+    boot, build, eif,
+    failure::{Exit, Failure},
+    inspect,
     options::{Command, Environment, Options},
-    wrap,
+    report, wrap,
 };
 
 fn main() -> ExitCode {
@@ -16,8 +17,24 @@ fn main() -> ExitCode {
     let said = match &options.command {
         Command::Build(options) => build::build(options, &environment, &mut remark).map(|m| eif::json(&m)),
         Command::Wrap(options) => wrap::wrap(options, &environment, &mut remark).map(|m| eif::json(&m)),
+        Command::Inspect(options) => {
+            inspect::inspect(&options.image, options.files).map(|found| report::write(&found, options.output))
+        }
+        Command::Boot(options) => {
+            return boot::boot(options, &mut say).map_or_else(
+                |failure| {
+                    complain(&failure);
+                    boot::Exit::CouldNotRun.into()
+                },
+                ExitCode::from,
+            );
+        }
     };
-    end(said)
+    match said {
+        Ok(text) => std::io::stdout().lock().write_all(text.as_bytes()).map_or(Exit::Internal, |()| Exit::Ok),
+        Err(failure) => complain(&failure),
+    }
+    .into()
 }
 
 /// Says something for people.
@@ -26,17 +43,15 @@ fn remark(text: &str) {
     writeln!(std::io::stderr().lock(), "enclave-image: {text}").ok();
 }
 
-/// Prints a result on standard output, or an error's text on standard error.
-fn end(said: Outcome<String>) -> ExitCode {
-    match said {
-        Ok(text) => match std::io::stdout().lock().write_all(text.as_bytes()) {
-            Ok(()) => Exit::Ok.into(),
-            Err(_) => Exit::Internal.into(),
-        },
-        Err(failure) => {
-            // As above.
-            writeln!(std::io::stderr().lock(), "{failure}").ok();
-            failure.exit().into()
-        }
-    }
+/// Says an event.
+fn say(line: &str) {
+    // Nobody reads the events any more; the machine goes on, and the exit code still tells its end.
+    writeln!(std::io::stdout().lock(), "{line}").ok();
+}
+
+/// Says why there is no result.
+fn complain(failure: &Failure) -> Exit {
+    // As in `remark`.
+    writeln!(std::io::stderr().lock(), "{failure}").ok();
+    failure.exit()
 }

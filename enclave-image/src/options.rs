@@ -26,6 +26,10 @@ pub enum Command {
     Build(Box<BuildOptions>),
     /// Build an image from one container image and a given bootstrap ramdisk, as nitro-cli does
     Wrap(Box<WrapOptions>),
+    /// Show what is in an image file
+    Inspect(InspectOptions),
+    /// Run an image file in a virtual machine; a JSON line per event
+    Boot(Box<BootOptions>),
 }
 
 /// An image for a plugin: `NAME=SOURCE`.
@@ -117,6 +121,88 @@ pub struct WrapOptions {
     /// What the image adds.
     #[command(flatten)]
     pub output: OutputOptions,
+}
+
+/// How a result looks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    /// For people
+    Text,
+    /// For programs
+    Json,
+}
+
+/// Options of `inspect`.
+#[derive(Debug, Clone, Args)]
+pub struct InspectOptions {
+    /// The image file
+    #[arg(value_name = "FILE")]
+    pub image: PathBuf,
+    /// How the result looks
+    #[arg(short, long, env = "ENCLAVE_IMAGE_FORMAT", value_enum, default_value = "text")]
+    pub output: Format,
+    /// List every file
+    #[arg(long, env = "ENCLAVE_IMAGE_FILES")]
+    pub files: bool,
+}
+
+/// An amount of memory in MiB: `512M`, `1G`, or MiB alone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Memory(
+    /// MiB.
+    pub u32,
+);
+
+impl std::str::FromStr for Memory {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (digits, factor) = match (text.strip_suffix('M'), text.strip_suffix('G')) {
+            (Some(digits), _) => (digits, 1),
+            (None, Some(digits)) => (digits, 1024),
+            (None, None) => (text, 1),
+        };
+        let mib = digits.parse().ok().and_then(|number: u32| number.checked_mul(factor));
+        mib.filter(|mib| *mib > 0).map(Self).ok_or_else(|| "expected an amount such as 512M or 1G".to_owned())
+    }
+}
+
+/// Options of `boot`.
+#[derive(Debug, Clone, Args)]
+pub struct BootOptions {
+    /// The image file
+    #[arg(value_name = "FILE")]
+    pub image: PathBuf,
+    /// The Unix socket that stands for the guest's vsock: connect to it for the guest's ports, listen on
+    /// `PATH_PORT` for the host's
+    #[arg(long, env = "ENCLAVE_IMAGE_VSOCK", value_name = "PATH")]
+    pub vsock: PathBuf,
+    /// A directory whose run-eif boots image files on a machine that is like Nitro
+    #[arg(long, env = "ENCLAVE_IMAGE_LAB", value_name = "DIR")]
+    pub lab: Option<PathBuf>,
+    /// The guest's memory
+    #[arg(long, env = "ENCLAVE_IMAGE_MEMORY", value_name = "AMOUNT", default_value = "512M")]
+    pub memory: Memory,
+    /// The guest's virtual processors
+    #[arg(long, env = "ENCLAVE_IMAGE_CPUS", value_name = "N", default_value_t = 2,
+          value_parser = clap::value_parser!(u32).range(1..=64))]
+    pub cpus: u32,
+    /// Where the guest's console is written to [default: nowhere]
+    #[arg(long, env = "ENCLAVE_IMAGE_CONSOLE", value_name = "FILE")]
+    pub console: Option<PathBuf>,
+    /// When to give up
+    #[arg(long, env = "ENCLAVE_IMAGE_TIMEOUT", value_name = "SECONDS", default_value_t = 120,
+          value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
+    pub timeout: u64,
+    /// Words added to the kernel command line for this run
+    #[arg(long, env = "ENCLAVE_IMAGE_BOOT_APPEND", value_name = "WORDS", default_value = "")]
+    pub append: String,
+    /// QEMU [default: qemu-system-x86_64 in PATH]
+    #[arg(long, env = "ENCLAVE_IMAGE_QEMU", value_name = "FILE")]
+    pub qemu: Option<PathBuf>,
+    /// vhost-device-vsock, the guest's vsock device [default: in PATH]
+    #[arg(long, env = "ENCLAVE_IMAGE_VHOST_DEVICE_VSOCK", value_name = "FILE")]
+    pub vhost_device_vsock: Option<PathBuf>,
 }
 
 /// Where the kernel is from; without one of them, Debian's newest cloud kernel of this machine.
