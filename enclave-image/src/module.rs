@@ -95,7 +95,7 @@ impl std::io::Write for Limited<'_> {
     }
 }
 
-/// The modules that are [`NEEDED`] of kernel `version` beneath `root`, in the order in which they are loaded.
+/// What an enclave needs of the modules of kernel `version` beneath `root`, in the order of loading.
 pub fn resolve(root: &Path, version: &str) -> Outcome<Vec<Module>> {
     let base = format!("lib/modules/{version}");
     let dir = root.join(&base);

@@ -140,7 +140,7 @@ pub fn application(plugins: &[Plugin], policy: &[u8], build_time: u32, spool: &m
     Ok(author.tree)
 }
 
-/// Writes a ramdisk: cpio in gzip, filled up to [`ALIGNMENT`].
+/// Writes a ramdisk: cpio in gzip, filled up to a multiple of four bytes.
 pub fn write(tree: &Tree, path: &Path) -> Outcome<()> {
     let written = || -> io::Result<()> {
         let file = io::BufWriter::new(std::fs::File::create_new(path)?);
@@ -153,7 +153,7 @@ pub fn write(tree: &Tree, path: &Path) -> Outcome<()> {
     written().map_err(|error| Failure::internal(path, error))
 }
 
-/// Fills a file with zeros up to [`ALIGNMENT`], which the kernel passes over.
+/// Fills a file with zeros up to a multiple of four bytes, which the kernel passes over.
 pub fn pad(file: &mut std::fs::File) -> io::Result<()> {
     let missing = usize::try_from(file.metadata()?.len().wrapping_neg() % ALIGNMENT).unwrap_or(0);
     file.write_all(&[0; 4][..missing])

@@ -72,7 +72,8 @@ fn write_text(inspection: &Inspection, out: &mut String) -> fmt::Result {
     )?;
     writeln!(
         out,
-        "unpacked it is {}, and the root file system takes at most half of the memory: {memory_unpacked_mib} MiB",
+        "unpacked it is {}, and the root file system takes at most half of the memory: {memory_unpacked_mib} \
+         MiB",
         size(*unpacked_bytes)
     )
 }
