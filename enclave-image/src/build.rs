@@ -129,6 +129,9 @@ fn check_given(images: &[Given], manifest: &Manifest) -> Outcome<()> {
                 names.join(", ")
             )));
         }
+        if manifest.plugin(name).is_some_and(|plugin| plugin.image.is_none()) {
+            return Err(Failure::Input(format!("--image {name}=…: the manifest names no image for {name}")));
+        }
         if !seen.insert(name) {
             return Err(Failure::Input(format!("--image {name}=… is given twice")));
         }
@@ -200,7 +203,19 @@ fn base_telemetry(
 fn beside(environment: &Environment, name: &str) -> Outcome<PathBuf> {
     let dir = environment.program_dir.as_ref();
     let dir = dir.ok_or_else(|| Failure::Internal("the path of this program cannot be read".to_owned()))?;
-    Ok(dir.join(name))
+    let path = dir.join(name);
+    if path.is_file() {
+        return Ok(path);
+    }
+    let option = if name == SUPERVISOR_PROGRAM { "--supervisor" } else { "--telemetry" };
+    Err(Failure::input(
+        path,
+        format!(
+            "no such program; build it with cargo build --release --package {name} --target \
+             {}-unknown-linux-musl and say where it is: {option} FILE",
+            Machine::here().rust()
+        ),
+    ))
 }
 
 /// No file of a directory is newer than the image: a checkout's times are those of the checkout. Archives

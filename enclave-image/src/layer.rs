@@ -8,7 +8,7 @@
 use std::io::Read;
 
 use crate::{
-    limits::{FILE_BYTES_MAX, Limits},
+    limits::{FILE_BYTES_MAX, Limits, REMARKS_MAX, WHITEOUT_PATHS_MAX},
     spool::Spool,
     tarball::{self, Kind, Member},
     tree::{Entry, Node, PATH_BYTES_MAX, Tree, join, normalize, shown},
@@ -27,9 +27,10 @@ pub struct Stack<'a> {
     /// What the layers so far make.
     pub tree: Tree,
     spool: &'a mut Spool,
-    /// How many paths there may be.
-    entries_max: usize,
+    limits: Limits,
     layer: usize,
+    /// How many paths whiteouts have looked at.
+    looked_at: usize,
     /// What cannot be kept, a remark each.
     pub remarks: Vec<String>,
 }
@@ -38,7 +39,7 @@ impl<'a> Stack<'a> {
     /// No layer yet.
     pub fn new(spool: &'a mut Spool, limits: &Limits) -> Self {
         let (tree, remarks) = (Tree::default(), Vec::new());
-        Self { tree, spool, entries_max: limits.entries, layer: 0, remarks }
+        Self { tree, spool, limits: *limits, layer: 0, looked_at: 0, remarks }
     }
 
     /// Applies a layer's tar stream.
@@ -48,8 +49,12 @@ impl<'a> Stack<'a> {
     }
 
     fn take(&mut self, member: &Member, content: &mut dyn Read) -> Result<(), String> {
-        if self.tree.len() >= self.entries_max {
-            return Err(format!("more than {} files", self.entries_max));
+        // The root is nobody's file.
+        if self.tree.len() > self.limits.entries {
+            return Err(format!("more than {} files", self.limits.entries));
+        }
+        if self.tree.weight() > self.limits.paths_bytes {
+            return Err(format!("paths of more than {} bytes", self.limits.paths_bytes));
         }
         let path = normalize(&member.path)?;
         if path.is_empty() {
@@ -64,8 +69,7 @@ impl<'a> Stack<'a> {
         let name_at = path.iter().rposition(|byte| *byte == b'/').map_or(0, |at| at + 1);
         let (parent, name) = (&path[..name_at.saturating_sub(1)], &path[name_at..]);
         if name == OPAQUE {
-            self.tree.remove_older(parent, self.layer, false);
-            return Ok(());
+            return self.take_away(parent, false);
         }
         if name.starts_with(WHITEOUT_META) {
             return Ok(());
@@ -74,15 +78,25 @@ impl<'a> Stack<'a> {
             if matches!(gone, b"" | b"." | b"..") {
                 return Err("a whiteout of no file".to_owned());
             }
-            self.tree.remove_older(&join(parent, gone), self.layer, true);
-            return Ok(());
+            return self.take_away(&join(parent, gone), true);
         }
         for attribute in member.attributes.iter().filter(|attribute| *attribute != "security.selinux") {
-            let path = shown(&path);
-            self.remarks.push(format!("/{path}: a ramdisk cannot hold its extended attribute {attribute}"));
+            if self.remarks.len() < REMARKS_MAX {
+                let path = shown(&path);
+                self.remarks
+                    .push(format!("/{path}: a ramdisk cannot hold its extended attribute {attribute}"));
+            }
         }
         let entry = self.entry(member, content)?;
         self.tree.insert(&path, entry);
+        Ok(())
+    }
+
+    fn take_away(&mut self, path: &[u8], itself: bool) -> Result<(), String> {
+        self.looked_at += self.tree.remove_older(path, self.layer, itself);
+        if self.looked_at > WHITEOUT_PATHS_MAX {
+            return Err("too many whiteouts over too many files".to_owned());
+        }
         Ok(())
     }
 

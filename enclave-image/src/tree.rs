@@ -71,12 +71,13 @@ pub struct Entry {
 #[derive(Debug, Clone)]
 pub struct Tree {
     entries: BTreeMap<Vec<u8>, Entry>,
+    weight: usize,
 }
 
 impl Default for Tree {
     fn default() -> Self {
         let root = Entry { meta: Meta::root(0o755, 0), node: Node::Directory, layer: 0 };
-        Self { entries: BTreeMap::from([(Vec::new(), root)]) }
+        Self { entries: BTreeMap::from([(Vec::new(), root)]), weight: 0 }
     }
 }
 
@@ -89,6 +90,11 @@ impl Tree {
     /// Whether there is the root alone.
     pub fn is_empty(&self) -> bool {
         self.len() == 1
+    }
+
+    /// Bytes of all paths and of what symlinks lead to: what the tree takes of this machine's memory.
+    pub fn weight(&self) -> usize {
+        self.weight
     }
 
     /// What is at this path; symlinks are not followed.
@@ -110,24 +116,35 @@ impl Tree {
     /// Missing ones are made, as root's with the mode 0755. A directory over a directory keeps the children;
     /// everything else that changes its kind loses them.
     pub fn insert(&mut self, path: &[u8], entry: Entry) {
-        for at in slashes(path) {
-            self.entries.entry(path[..at].to_vec()).or_insert_with(|| Entry {
-                meta: Meta::root(0o755, entry.meta.mtime),
-                node: Node::Directory,
-                layer: entry.layer,
-            });
+        for at in slashes(path).filter(|at| !self.entries.contains_key(&path[..*at])).collect::<Vec<_>>() {
+            let meta = Meta::root(0o755, entry.meta.mtime);
+            self.put(path[..at].to_vec(), Entry { meta, node: Node::Directory, layer: entry.layer });
         }
         if !matches!(entry.node, Node::Directory) {
             for below in self.below(path) {
-                self.entries.remove(&below);
+                self.remove(&below);
             }
         }
-        self.entries.insert(path.to_vec(), entry);
+        self.put(path.to_vec(), entry);
+    }
+
+    fn put(&mut self, path: Vec<u8>, entry: Entry) {
+        self.weight += weight(&path, &entry);
+        if let Some(old) = self.entries.get(&path) {
+            self.weight -= weight(&path, old);
+        }
+        self.entries.insert(path, entry);
+    }
+
+    fn remove(&mut self, path: &[u8]) {
+        if let Some(entry) = self.entries.remove(path) {
+            self.weight -= weight(path, &entry);
+        }
     }
 
     /// Removes what layers before `layer` put beneath `path`, and at it when `itself`. What `layer` wrote
-    /// stays, with the directories on its way.
-    pub fn remove_older(&mut self, path: &[u8], layer: usize, itself: bool) {
+    /// stays, with the directories on its way. Answers how many paths were looked at.
+    pub fn remove_older(&mut self, path: &[u8], layer: usize, itself: bool) -> usize {
         let mut doomed = self.below(path);
         if itself && self.entries.contains_key(path) {
             doomed.insert(0, path.to_vec());
@@ -139,9 +156,10 @@ impl Tree {
             if is_newer || parents.contains(path) {
                 parents.extend(slashes(path).map(|at| path[..at].to_vec()));
             } else {
-                self.entries.remove(path);
+                self.remove(path);
             }
         }
+        doomed.len()
     }
 
     /// The paths beneath `path`, in order.
@@ -207,6 +225,13 @@ impl Tree {
             }
         }
         Ok(resolved)
+    }
+}
+
+fn weight(path: &[u8], entry: &Entry) -> usize {
+    match &entry.node {
+        Node::Symlink(target) => path.len() + target.len(),
+        Node::Directory | Node::File(_) | Node::Device { .. } | Node::Fifo => path.len(),
     }
 }
 
@@ -289,6 +314,8 @@ mod tests {
         assert_eq!(paths(&tree), "a a/b ab");
         tree.insert(b"a", entry(Node::Fifo, 1));
         assert_eq!(paths(&tree), "a ab");
+        tree.insert(b"a", entry(Node::Symlink(b"ab".to_vec()), 1));
+        assert_eq!(tree.weight(), 5);
     }
 
     #[test]

@@ -45,6 +45,10 @@ pub fn wrap(
         clamp_tree(&mut image.tree, build_time);
     }
     let name = options.image.path().file_stem().map(|name| name.to_string_lossy().into_owned());
+    if !["", "0", "root"].contains(&image.config.user.as_str()) {
+        let user = &image.config.user;
+        remark(&format!("the image wants to run as {user:?}; AWS's init runs everything as root"));
+    }
     let tree = ramdisk(image, options.image.path(), build_time, &mut spool)?;
     let parts = Parts {
         cmdline: kernel::cmdline(&[&kernel.cmdline, &output.append])?,
@@ -79,12 +83,6 @@ fn ramdisk(image: Image, path: &Path, build_time: u32, spool: &mut Spool) -> Out
         if let Some(line) = lines.iter().find(|line| line.contains(['\n', '\0'])) {
             return Err(Failure::input(path, format!("{what} {line:?} is no single line")));
         }
-    }
-    if !config.user.is_empty() && config.user != "root" && config.user != "0" {
-        return Err(Failure::input(
-            path,
-            format!("it runs as {:?}, and the bootstrap knows root only", config.user),
-        ));
     }
     let mut author = Author::new(spool, build_time);
     author.tree.graft(b"rootfs", &tree);
