@@ -108,7 +108,10 @@ pub fn run(plan: &Plan, signals: &Signals, say: &mut dyn FnMut(Event)) -> Outcom
     let words = if ending == Ending::Died { qemu.last_error() } else { None };
     drop(qemu);
     drop(device);
-    std::fs::remove_file(&heartbeats).ok();
+    for path in [&plan.vsock, &heartbeats] {
+        // The run is over; a socket that is left does no harm, and the next run removes it.
+        std::fs::remove_file(path).ok();
+    }
     say(Event::Exited(ending, words));
     Ok(ending)
 }

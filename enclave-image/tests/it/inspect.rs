@@ -5,7 +5,10 @@ use std::fs;
 use expect_test::expect;
 use proptest::prelude::*;
 
-use crate::scene::Scene;
+use crate::{
+    scene::Scene,
+    signing::{SIGNED, certificate},
+};
 
 /// Without the sizes of what is compressed, and where that ends: they change with the compressor.
 fn masked(line: &str) -> String {
@@ -126,18 +129,19 @@ fn a_changed_byte_shows_in_the_checksum_and_a_broken_structure_is_refused() {
     .assert_eq(&said);
 }
 
-/// A valid image, built once.
+/// A valid image, signed, built once.
 fn valid() -> &'static [u8] {
     static VALID: std::sync::OnceLock<Vec<u8>> = std::sync::OnceLock::new();
     VALID.get_or_init(|| {
         let scene = Scene::new();
-        scene.built(&[]);
+        certificate(&scene, "a", "secp384r1");
+        scene.built(&SIGNED);
         fs::read(scene.path("x.eif")).unwrap()
     })
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(200))]
+    #![proptest_config(ProptestConfig::with_cases(400))]
     #[test]
     fn no_bytes_make_inspect_panic(bytes in prop::collection::vec(any::<u8>(), 0..700),
                                    changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..9),

@@ -8,7 +8,7 @@ use sha2::{Digest as _, Sha384};
 use crate::scene::{Scene, other};
 
 /// Makes `NAME.pem` and `NAME.key` on a curve.
-fn certificate(scene: &Scene, name: &str, curve: &str) {
+pub(crate) fn certificate(scene: &Scene, name: &str, curve: &str) {
     let script = format!(
         "openssl req -new -x509 -nodes -newkey ec -pkeyopt ec_paramgen_curve:{curve} -keyout {name}.key -out {name}.pem \
          -subj '/CN=Test Signer/O=Tests' -days 2"
@@ -17,7 +17,8 @@ fn certificate(scene: &Scene, name: &str, curve: &str) {
     assert!(output.status.success(), "openssl: {}", String::from_utf8_lossy(&output.stderr));
 }
 
-const SIGNED: [&str; 4] = ["--signing-certificate", "a.pem", "--private-key", "a.key"];
+/// What makes `build` sign.
+pub(crate) const SIGNED: [&str; 4] = ["--signing-certificate", "a.pem", "--private-key", "a.key"];
 
 #[test]
 fn a_signed_image_has_pcr_8_of_its_certificate_and_its_signature_holds() {
