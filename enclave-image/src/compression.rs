@@ -4,20 +4,16 @@ use std::io::{self, BufRead, BufReader, Read};
 
 use flate2::bufread::MultiGzDecoder;
 
+use crate::zstd::{self, Frames};
+
 /// First bytes of a gzip stream.
 pub const GZIP: [u8; 2] = [0x1f, 0x8b];
-/// First bytes of a zstd frame.
-const ZSTD: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
-
-/// Reads `source` decompressed. More than `bytes_max` bytes are an error of the reader's, and so is a
-/// compression that is not supported.
+/// Reads `source` decompressed. More than `bytes_max` bytes are an error of the reader's.
 pub fn open<'a>(source: impl Read + 'a, bytes_max: u64) -> io::Result<Box<dyn Read + 'a>> {
     let mut source = BufReader::new(source);
     let start = source.fill_buf()?;
-    if start.starts_with(&ZSTD) {
-        return Err(io::Error::other(
-            "compressed with zstd, which is not supported: push it with --compression-format gzip",
-        ));
+    if start.starts_with(&zstd::MAGIC) {
+        return Ok(Box::new(Bounded { source: Frames::new(source), left: bytes_max, bytes_max }));
     }
     if start.starts_with(&GZIP) {
         return Ok(Box::new(Bounded { source: MultiGzDecoder::new(source), left: bytes_max, bytes_max }));
@@ -54,7 +50,7 @@ mod tests {
     }
 
     #[test]
-    fn plain_and_gzip_are_read_zstd_is_named_and_a_bomb_ends_at_the_bound() {
+    fn plain_gzip_and_zstd_are_read_and_a_bomb_ends_at_the_bound() {
         let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
         gzip.write_all(&vec![0; 1 << 20]).unwrap();
         let gzip = gzip.finish().unwrap();
@@ -62,6 +58,9 @@ mod tests {
         assert_eq!(read(&gzip, 1 << 20).unwrap().len(), 1 << 20);
         assert!(read(&gzip, (1 << 20) - 1).unwrap_err().to_string().contains("more than 1048575 bytes"));
         assert!(read(&gzip[..gzip.len() - 1], 1 << 20).is_err());
-        assert!(read(&ZSTD, 9).unwrap_err().to_string().contains("zstd"));
+        let zstd =
+            ruzstd::encoding::compress_to_vec(&[0; 9][..], ruzstd::encoding::CompressionLevel::Fastest);
+        assert_eq!(read(&zstd, 9).unwrap(), [0; 9]);
+        assert!(read(&zstd, 8).unwrap_err().to_string().contains("more than 8 bytes"));
     }
 }

@@ -43,3 +43,4 @@ pub mod spool;
 pub mod tarball;
 pub mod tree;
 pub mod wrap;
+mod zstd;
