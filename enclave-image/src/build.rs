@@ -148,11 +148,7 @@ fn images(
 ) -> Outcome<BTreeMap<String, Image>> {
     let mut images = BTreeMap::new();
     for given in &options.images {
-        let image = image::read(&given.source, limits, spool, remark)?;
-        if let Some(other) = image.architecture.as_deref().filter(|other| *other != machine.oci()) {
-            let cause = format!("an image for {other}, and the kernel is for {}", machine.oci());
-            return Err(Failure::input(given.source.path(), cause));
-        }
+        let image = image::read(&given.source, machine, limits, spool, remark)?;
         images.insert(given.plugin.clone(), image);
     }
     Ok(images)

@@ -17,6 +17,7 @@ use crate::{
     layer::Stack,
     limits::Limits,
     oci,
+    program::Machine,
     spool::{Content, Spool},
     tree::Tree,
 };
@@ -116,18 +117,24 @@ pub struct Image {
     pub architecture: Option<String>,
 }
 
-/// Reads an image. `remark` hears what cannot be kept.
+/// Reads an image for `machine`. `remark` hears what cannot be kept.
 pub fn read(
     source: &Source,
+    machine: Machine,
     limits: &Limits,
     spool: &mut Spool,
     remark: &mut dyn FnMut(&str),
 ) -> Outcome<Image> {
-    match source {
+    let image = match source {
         Source::Directory(path) => directory::read(path, limits, spool),
         Source::DockerArchive(path) => docker::read(path, limits, spool, remark),
-        Source::OciArchive(path) => oci::read(path, limits, spool, remark),
+        Source::OciArchive(path) => oci::read(path, machine, limits, spool, remark),
+    }?;
+    if let Some(other) = image.architecture.as_deref().filter(|other| *other != machine.oci()) {
+        let cause = format!("an image for {other}, and the kernel is for {}", machine.oci());
+        return Err(Failure::input(source.path(), cause));
     }
+    Ok(image)
 }
 
 /// Puts an archive's layers on each other, comparing each with its digest.

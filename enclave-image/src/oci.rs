@@ -46,9 +46,10 @@ struct Manifest {
     layers: Vec<Descriptor>,
 }
 
-/// Reads the archive's only image, or its only one for a machine that enclaves run on, this one first.
+/// Reads the archive's only image, or of several the only one for `machine`.
 pub(crate) fn read(
     path: &Path,
+    machine: Machine,
     limits: &Limits,
     spool: &mut Spool,
     remark: &mut dyn FnMut(&str),
@@ -56,7 +57,7 @@ pub(crate) fn read(
     let archive = Archive::open(path, limits)?;
     let mut index: Index = archive.json(INDEX)?;
     for _ in 0..INDEXES_MAX {
-        let descriptor = choose(&archive, index)?;
+        let descriptor = choose(&archive, index, machine)?;
         if descriptor.media_type.contains("index") || descriptor.media_type.contains("manifest.list") {
             index = document(&archive, &descriptor)?;
             continue;
@@ -72,13 +73,12 @@ pub(crate) fn read(
     Err(archive.failure(format!("{INDEX}: more than {INDEXES_MAX} indexes within each other")))
 }
 
-fn choose(archive: &Archive, index: Index) -> Outcome<Descriptor> {
+fn choose(archive: &Archive, index: Index, machine: Machine) -> Outcome<Descriptor> {
     let mut images = index.manifests;
     let count = images.len();
     if count > 1 {
-        let here = Machine::here().oci();
         images.retain(|image| {
-            image.platform.as_ref().is_some_and(|p| p.os == "linux" && p.architecture == here)
+            image.platform.as_ref().is_some_and(|p| p.os == "linux" && p.architecture == machine.oci())
         });
     }
     match (images.pop(), images.is_empty()) {

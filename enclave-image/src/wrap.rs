@@ -39,7 +39,7 @@ pub fn wrap(
     remark(&format!("kernel {} ({})", kernel.path.display(), kernel.version));
     let limits = Limits::default();
     let mut spool = Spool::new(limits.bytes).map_err(|error| Failure::Internal(error.to_string()))?;
-    let mut image = image::read(&options.image, &limits, &mut spool, remark)?;
+    let mut image = image::read(&options.image, kernel.machine, &limits, &mut spool, remark)?;
     let build_time = environment.build_time(output.build_time, image.created)?;
     if matches!(options.image, Source::Directory(_)) {
         clamp_tree(&mut image.tree, build_time);

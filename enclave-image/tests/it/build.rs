@@ -80,7 +80,7 @@ fn other_programs_read_both_ramdisks() {
         let mut plain = Vec::new();
         std::io::Read::read_to_end(&mut flate2::bufread::GzDecoder::new(ramdisk), &mut plain).unwrap();
         fs::write(scene.path(name), plain).unwrap();
-        let script = format!("cpio -itvn --quiet < {name}");
+        let script = format!("TZ=UTC LC_ALL=C cpio -itvn --quiet < {name}");
         let output = other("sh", &["-c", &script], scene.dir.path()).filter(|output| output.status.success());
         let Some(output) = output else {
             println!("not run: there is no GNU cpio here");
