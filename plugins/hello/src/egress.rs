@@ -2,6 +2,7 @@
 //! since a static binary has no NSS.
 
 use std::{
+    error::Error,
     net::{IpAddr, SocketAddr},
     path::Path,
     time::Duration,
@@ -55,10 +56,11 @@ async fn exchange(url: &str, hosts: &Path) -> Result<Fetched, String> {
     Ok(Fetched { status, body: body.to_bytes() })
 }
 
-/// With its cause: a reset is told apart from an end.
-fn no_answer(error: &hyper::Error) -> String {
-    let cause = std::error::Error::source(error).map(|cause| format!(": {cause}"));
-    format!("no answer: {error}{}", cause.unwrap_or_default())
+/// With all its causes: a reset is told apart from an end. One that comes before the request is on its way is
+/// the cause of a cause.
+fn no_answer(error: &(dyn Error + 'static)) -> String {
+    let causes = std::iter::successors(Some(error), |&error| error.source());
+    causes.fold("no answer".to_owned(), |text, cause| format!("{text}: {cause}"))
 }
 
 async fn resolve(hosts: &Path, name: &str, port: u16) -> Result<Vec<SocketAddr>, String> {
@@ -87,6 +89,29 @@ mod tests {
     };
 
     use super::*;
+
+    /// An error with a cause.
+    #[derive(Debug)]
+    struct Canceled(Box<dyn Error>);
+
+    impl std::fmt::Display for Canceled {
+        fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            f.write_str("canceled")
+        }
+    }
+
+    impl Error for Canceled {
+        fn source(&self) -> Option<&(dyn Error + 'static)> {
+            Some(&*self.0)
+        }
+    }
+
+    #[test]
+    fn a_missing_answer_is_told_with_all_its_causes() {
+        let reset = std::io::Error::from(std::io::ErrorKind::ConnectionReset);
+        let error = Canceled(Box::new(Canceled(Box::new(reset))));
+        assert_eq!(no_answer(&error), "no answer: canceled: canceled: connection reset");
+    }
 
     #[tokio::test]
     async fn a_url_is_fetched_by_a_name_from_the_hosts_file() {
