@@ -18,7 +18,7 @@ use crate::{
     image::{self, Image, ImageConfig},
     kernel,
     limits::Limits,
-    options::{BuildOptions, Environment, Given, Nsm},
+    options::{BuildOptions, Environment, Given, Nsm, PolicyKind},
     policy, program,
     program::Machine,
     ramdisk::{self, Author, Plugin},
@@ -53,11 +53,12 @@ pub fn build(
     let newest = images.values().filter_map(|image| image.created).max();
     let build_time = environment.build_time(options.output.build_time, newest)?;
     let mut plugins = plugins(&manifest, images, &options.manifest)?;
-    for plugin in &manifest.plugins {
-        if plugin.name == TELEMETRY && !plugins.iter().any(|known| known.name == TELEMETRY) {
-            plugins.push(base_telemetry(options, environment, kernel.machine, build_time, &mut spool)?);
-            remark("telemetry: no --image given; the base image's own telemetry plugin goes in");
-        }
+    // An image that runs other manifests too has it for those that want it.
+    let wants_telemetry = options.policy != PolicyKind::Pinned
+        || manifest.plugins.iter().any(|plugin| plugin.name == TELEMETRY);
+    if wants_telemetry && !plugins.iter().any(|known| known.name == TELEMETRY) {
+        plugins.push(base_telemetry(options, environment, kernel.machine, build_time, &mut spool)?);
+        remark("telemetry: no --image given; the base image's own telemetry plugin goes in");
     }
     plugins.sort_by(|a, b| a.name.cmp(&b.name));
     clamp(&mut plugins, options, build_time);
