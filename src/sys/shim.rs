@@ -19,7 +19,7 @@ use std::{
 use nix::{
     errno::Errno,
     fcntl::{FcntlArg, FdFlag, OFlag, fcntl},
-    mount::{MsFlags, mount},
+    mount::{MntFlags, MsFlags, mount, umount2},
     sched::{CloneFlags, unshare},
     sys::{
         signal::{SigSet, SigmaskHow, Signal, sigprocmask},
@@ -33,6 +33,9 @@ use serde::{Deserialize, Serialize};
 pub const SUBCOMMAND: &str = "shim";
 /// Longest [`Launch`], in bytes of JSON: a manifest may bring 1 MiB of arguments and variables.
 const LAUNCH_MAX: usize = 4 << 20;
+
+/// A bind mount with everything mounted beneath.
+const BIND: MsFlags = MsFlags::MS_BIND.union(MsFlags::MS_REC);
 
 /// Everything the shim needs to become a plugin.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -122,12 +125,14 @@ fn become_plugin(socket: &mut UnixStream) -> Result<Never, Failure> {
     step("start a session", nix::unistd::setsid().map(drop))?;
     step("reset the signals", reset_signals())?;
     namespaces(&launch)?;
+    let root = &launch.root;
+    // A mount of its own, because only a mount can become the root.
+    step("mount the root file system", mount(Some(root), root, None::<&str>, BIND, None::<&str>))?;
     for bind in &launch.binds {
         let stage = format!("mount {}", bind.target.display());
         step(&stage, bind_mount(bind))?;
     }
-    step("enter the root file system", nix::unistd::chroot(&launch.root))?;
-    step("enter the root file system", nix::unistd::chdir("/"))?;
+    step("enter the root file system", enter(root))?;
     step(&format!("enter the working directory {}", launch.cwd), nix::unistd::chdir(launch.cwd.as_str()))?;
     if let Some(identity) = launch.identity {
         step(&format!("become user {}:{}", identity.uid, identity.gid), take(identity))?;
@@ -212,10 +217,19 @@ fn namespaces(launch: &Launch) -> Result<(), Failure> {
     step("make the mounts private", mount(None::<&str>, "/", None::<&str>, private, None::<&str>))
 }
 
+/// Makes a mount the root, and drops the old one: nothing of it is left to find a way back to, as a chroot
+/// would leave it to a plugin that runs as root.
+fn enter(root: &Path) -> nix::Result<()> {
+    nix::unistd::chdir(root)?;
+    // Both at one place: the old root lies over the new one, and is what is unmounted.
+    nix::unistd::pivot_root(".", ".")?;
+    umount2(".", MntFlags::MNT_DETACH)?;
+    nix::unistd::chdir("/")
+}
+
 fn bind_mount(bind: &Bind) -> nix::Result<()> {
     let (source, target): (&Path, &Path) = (&bind.source, &bind.target);
-    let flags = MsFlags::MS_BIND | MsFlags::MS_REC;
-    mount(Some(source), target, None::<&str>, flags, None::<&str>)?;
+    mount(Some(source), target, None::<&str>, BIND, None::<&str>)?;
     if bind.read_only {
         // In a user namespace the flags of the original mount are locked: a remount must repeat them.
         let had = statvfs(target)?.flags();
