@@ -3,6 +3,7 @@
 //! See ARCHITECTURE.md for the map. Decisions are made in [`engine`], which is pure; [`driver`] owns it and
 //! acts; syscalls live in [`sys`].
 
+pub mod boot;
 pub mod catalog;
 pub mod check;
 pub mod clock;

@@ -1,17 +1,23 @@
 //! Wiring: arguments to one of the subcommands, its result to an exit code.
 
-use std::{io::Write, process::ExitCode};
+use std::{ffi::OsString, io::Write, process::ExitCode};
 
 use clap::Parser;
 use enclave_supervisor::{
+    boot,
     check::{self, DigestForm},
     inside, net,
-    options::{Command, Exit, Options},
+    options::{Command, Exit, Options, RunOptions},
     run,
     sys::shim,
 };
 
 fn main() -> ExitCode {
+    if let Some(options) = boot::of_machine() {
+        // Its exit code has no reader; run has said how it ended.
+        run::run(&options);
+        boot::end();
+    }
     // Two subcommands that only the supervisor itself uses; they must not depend on anything before them.
     match std::env::args().nth(1).as_deref() {
         Some(shim::SUBCOMMAND) => return ExitCode::from(shim::main()),
@@ -20,8 +26,8 @@ fn main() -> ExitCode {
     }
     let options = Options::parse();
     match options.command {
-        None => run::run(&options.run).into(),
-        Some(Command::Run(options)) => run::run(&options).into(),
+        None => run(options.run),
+        Some(Command::Run(options)) => run(*options),
         Some(Command::Check { file, plugins }) => say(check::check_file(&file, plugins.as_deref())),
         Some(Command::Digest { file, config_dir, signing_input }) => {
             let form = if signing_input { DigestForm::SigningInput } else { DigestForm::Line };
@@ -31,6 +37,15 @@ fn main() -> ExitCode {
             let failed = |error| (format!("{}: {error}\n", socket.display()), Exit::Unreachable);
             say(inside::status(&socket).map(|table| (table, Exit::Ok)).map_err(failed))
         }
+    }
+}
+
+/// Runs the plugins until their end.
+fn run(options: RunOptions) -> ExitCode {
+    let arguments: Vec<OsString> = std::env::args_os().skip(1).collect();
+    match boot::of_process(options, &arguments) {
+        Ok(options) => run::run(&options).into(),
+        Err(error) => say(Err((format!("{error}\n"), Exit::Usage))),
     }
 }
 

@@ -1,11 +1,14 @@
 //! Command line, environment and, as the init of a VM, the kernel command line.
 
-use std::path::PathBuf;
+use std::{ffi::OsString, path::PathBuf};
 
-use clap::{Parser, Subcommand, ValueEnum};
+use clap::{Args as _, FromArgMatches as _, Parser, Subcommand, ValueEnum};
 use enclave_protocol::transport::{Address, Host};
 
-use crate::logs::own::Format;
+use crate::{
+    boot::{NsmUse, cgroups::CgroupVersion, words::Words},
+    logs::own::Format,
+};
 
 /// Exit codes. Scripts rely on them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -118,12 +121,56 @@ pub struct RunOptions {
     /// Fixes the jitter of restart delays; random without
     #[arg(long, env = "ENCLAVE_SEED", value_name = "N")]
     pub seed: Option<u64>,
+    /// Nitro Secure Module: measure the manifest with it and draw randomness from it (vm and child)
+    #[arg(long, env = "ENCLAVE_NSM", value_enum, default_value = "auto")]
+    pub nsm: NsmUse,
+    /// Version of the kernel's control groups to mount: v2 where the kernel has it without (vm)
+    #[arg(long, env = "ENCLAVE_CGROUP", value_enum)]
+    pub cgroup: Option<CgroupVersion>,
     /// How records look on standard error
     #[arg(long, env = "ENCLAVE_LOG_FORMAT", value_enum, default_value = "json")]
     pub log_format: Format,
+    /// What the kernel's command line has beside good options.
+    #[arg(skip)]
+    pub kernel: KernelRemarks,
+}
+
+/// Words of the kernel's command line that are no good options.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct KernelRemarks {
+    /// Names that no option has.
+    pub unknown: Vec<String>,
+    /// What is wrong with values that an option cannot have.
+    pub invalid: Option<String>,
 }
 
 impl RunOptions {
+    /// Of the init of a machine: the kernel's command line alone. It has no arguments of its own; what the
+    /// kernel gives it are words that the kernel did not know.
+    ///
+    /// A command line that does not say `enclave.init=vm` was not made for this image.
+    pub fn of_machine(words: &Words) -> Self {
+        let mut options = with_words(words, &[]);
+        if words.get("init") != Some("vm") {
+            let said = words.get("init").map_or_else(|| "missing".to_owned(), |word| format!("{word:?}"));
+            options.kernel.invalid = Some(format!("enclave.init is {said} and not \"vm\""));
+        }
+        Self { init: Init::Vm, ..options }
+    }
+
+    /// These arguments, without `run`, with the options of the kernel's command line that they do not have.
+    pub fn or_kernels(arguments: &[OsString], words: &Words) -> Self {
+        with_words(words, arguments)
+    }
+
+    /// The defaults of the init of a machine, without the environment.
+    fn bare(command: &clap::Command) -> Self {
+        let command = command.clone().mut_args(|argument| argument.env(clap::builder::Resettable::Reset));
+        let parsed = command.try_get_matches_from(["--init=vm"]);
+        let options = parsed.and_then(|matches| Self::from_arg_matches(&matches));
+        options.expect("invariant: a test parses the defaults")
+    }
+
     /// The host, as the transport reaches it.
     pub fn host(&self) -> Host {
         match &self.transport {
@@ -131,6 +178,48 @@ impl RunOptions {
             Address::Unix(path) => Host::Unix(path.clone()),
         }
     }
+}
+
+/// Parses the words, and `arguments` before them. A bad word is left out and said.
+fn with_words(words: &Words, arguments: &[OsString]) -> RunOptions {
+    let command = RunOptions::augment_args(clap::Command::new("run").no_binary_name(true));
+    let known = |name: &str| command.get_arguments().any(|argument| argument.get_long() == Some(name));
+    let explicit = |name: &str| {
+        let long = |argument: &OsString| {
+            let text = argument.to_str()?.strip_prefix("--")?;
+            Some(text.split_once('=').map_or(text, |(name, _)| name) == name)
+        };
+        arguments.iter().any(|argument| long(argument) == Some(true))
+    };
+    let parse = |kernel: &[String]| {
+        let all = kernel.iter().map(OsString::from).chain(arguments.iter().cloned());
+        RunOptions::from_arg_matches(&command.clone().try_get_matches_from(all)?)
+    };
+    let mut remarks = KernelRemarks::default();
+    let mut good = Vec::new();
+    for (name, value) in words.iter().filter(|(name, _)| !explicit(name)) {
+        if !known(name) {
+            remarks.unknown.push(name.to_owned());
+            continue;
+        }
+        good.push(format!("--{name}={value}"));
+        if let Err(error) = parse(&good) {
+            good.pop();
+            remarks.invalid.get_or_insert_with(|| first_line(&error));
+        }
+    }
+    let options = parse(&good).unwrap_or_else(|error| {
+        // Wrong by itself: a word NAME=value without a dot, which the kernel makes the init's environment.
+        remarks.invalid.get_or_insert_with(|| first_line(&error));
+        RunOptions::bare(&command)
+    });
+    RunOptions { kernel: remarks, ..options }
+}
+
+/// What clap says first, without its advice.
+fn first_line(error: &clap::Error) -> String {
+    let text = error.to_string();
+    text.lines().next().unwrap_or_default().trim_start_matches("error: ").to_owned()
 }
 
 #[cfg(test)]
@@ -146,6 +235,44 @@ mod tests {
             Options::parse_from(["enclave-supervisor", "--transport", "unix:/v", "--init", "container"]);
         assert!(options.command.is_none());
         assert_eq!(options.run.host(), Host::Unix("/v".into()));
+    }
+
+    fn of_machine(line: &str) -> RunOptions {
+        RunOptions::of_machine(&Words::parse(line))
+    }
+
+    #[test]
+    fn the_kernels_command_line_gives_options_and_what_is_wrong_in_it_is_said() {
+        let options = of_machine("console=ttyS0 enclave.init=vm enclave.host_cid=2 enclave.nsm=required");
+        assert_eq!((options.init, options.host_cid, options.nsm), (Init::Vm, 2, NsmUse::Required));
+        assert_eq!(options.kernel, KernelRemarks::default());
+        let options = of_machine("enclave.init=vm enclave.host-cid=x enclave.cgroup=v1 enclave.colour=red");
+        assert_eq!((options.init, options.host_cid), (Init::Vm, 3));
+        assert_eq!(options.cgroup, Some(CgroupVersion::V1));
+        assert_eq!(options.kernel.unknown, ["colour"]);
+        assert!(options.kernel.invalid.unwrap().contains("invalid value 'x' for '--host-cid <N>'"));
+    }
+
+    #[test]
+    fn arguments_come_before_the_kernels_command_line() {
+        let words = Words::parse("enclave.host-cid=2 enclave.sample-interval=7 enclave.init=vm");
+        let given = ["--init=child", "--host-cid", "9"].map(OsString::from);
+        let options = RunOptions::or_kernels(&given, &words);
+        assert_eq!((options.init, options.host_cid, options.sample_interval), (Init::Child, 9, 7));
+    }
+
+    #[test]
+    fn a_machine_can_always_fall_back_on_the_defaults() {
+        let command = RunOptions::augment_args(clap::Command::new("run").no_binary_name(true));
+        let options = RunOptions::bare(&command);
+        assert_eq!((options.init, options.host_cid), (Init::Vm, 3));
+        for (line, said) in
+            [("quiet", "missing"), ("enclave.init=child", "\"child\""), ("enclave.init", "\"\"")]
+        {
+            let options = of_machine(line);
+            assert_eq!(options.init, Init::Vm);
+            assert_eq!(options.kernel.invalid, Some(format!("enclave.init is {said} and not \"vm\"")));
+        }
     }
 
     #[test]

@@ -1,48 +1,60 @@
-//! `enclave-supervisor run`: reads what the image holds, binds the sockets, hands over to the driver.
+//! `enclave-supervisor run`: prepares the machine, reads what the image holds, binds the sockets, hands over
+//! to the driver.
+//!
+//! A machine that cannot be used does not go silently: `confess` tells the host why, for a bounded time.
 
 use std::{
     fs, io,
     os::unix::fs::{DirBuilderExt, PermissionsExt},
     panic::{AssertUnwindSafe, catch_unwind},
     path::Path,
-    sync::Arc,
+    sync::{Arc, Mutex, atomic::AtomicU64},
     time::Duration,
 };
 
 use enclave_protocol::{
-    control::{CONTROL_PORT, Condition, INGRESS_PORT},
+    control::{BOOT_FAILED, CONTROL_PORT, Condition, INGRESS_PORT, Phase, Status},
     policy::{POLICY_BYTES_MAX, Policy, PolicyError},
-    transport::{GuestListener, Host},
+    transport::{Address, GuestListener, Host},
 };
 use tokio::{
     net::UnixListener,
     sync::{Semaphore, mpsc},
     task::JoinSet,
+    time::{sleep, timeout},
 };
 
 use crate::{
+    boot::{self, BootError, ClockSource, Machine, clock, heartbeat},
     catalog::Catalog,
     clock::Clock,
     control::{
         accept::Judge,
         board::{Board, COMMANDS_MAX, random_hex},
         routes::{Caller, Grants},
-        server::{BODIES_BYTES_MAX, Shared, serve_host, serve_inside},
+        server::{BODIES_BYTES_MAX, BootFailure, Shared, serve_host, serve_inside},
     },
     driver::{Driver, Parts},
     logs::{own, ring::Rings},
     options::{Exit, Init, RunOptions},
-    status, sys,
+    status,
 };
 
 /// Ingress connections that may wait for the driver.
 const INGRESS_WAITING_MAX: usize = 64;
 /// Bytes of a boot id.
 const BOOT_ID_BYTES: usize = 16;
+/// How long a boot that failed waits for the host to ask: host-proxy asks at least every few seconds.
+const CONFESSION_MAX: Duration = Duration::from_secs(20);
+/// How long its answer may take to reach the host: a reset tears the connection down at once.
+const CONFESSION_LINGER: Duration = Duration::from_millis(500);
 
 /// Why the supervisor cannot start.
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
+    /// The machine cannot be used.
+    #[error(transparent)]
+    Boot(#[from] BootError),
     /// The policy file is there and unusable: it must not count as an open one.
     #[error("policy {path}: {source}")]
     Policy {
@@ -59,9 +71,6 @@ pub enum RunError {
         /// The system's answer.
         source: io::Error,
     },
-    /// Not in this release.
-    #[error("--init {0:?} comes with the enclave image; this release has container")]
-    InitNotImplemented(Init),
     /// No randomness.
     #[error("no random bytes: {0}")]
     Random(getrandom::Error),
@@ -78,39 +87,59 @@ pub fn run(options: &RunOptions) -> Exit {
     let rings = Arc::new(Rings::new());
     let Ok(own) = own::install(options.log_format, Some(Arc::clone(&rings))) else { return Exit::Internal };
     std::panic::set_hook(Box::new(|info| tracing::error!(panic = %info, "a task panicked")));
-    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
-        Ok(runtime) => runtime,
-        Err(error) => {
-            tracing::error!(%error, "cannot make the runtime");
-            return Exit::Internal;
-        }
-    };
     let exit = catch_unwind(AssertUnwindSafe(|| {
+        let machine = boot::prepare(options);
+        let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+            Ok(runtime) => runtime,
+            Err(error) => {
+                tracing::error!(%error, "cannot make the runtime");
+                return Exit::Internal;
+            }
+        };
         runtime.block_on(async {
-            match start(options, rings, Arc::clone(&own.lost)) {
-                Ok((driver, servers)) => attend(driver, servers).await,
+            match start(options, machine, Arc::clone(&rings), Arc::clone(&own.lost)) {
+                Ok(started) => started.attend().await,
                 Err(error) => {
                     tracing::error!(%error, "cannot start");
+                    if options.init != Init::Container {
+                        confess(options, &rings, &error).await;
+                    }
                     Exit::Usage
                 }
             }
         })
     }));
+    let exit = exit.unwrap_or(Exit::Internal);
+    if options.init == Init::Vm {
+        tracing::info!(?exit, "the machine is reset");
+    }
     own.flush();
-    exit.unwrap_or(Exit::Internal)
+    exit
 }
 
-/// Runs the driver to its end. A server never ends by itself: one that does has panicked, and an enclave that
-/// nobody can reach any more must not look alive.
-async fn attend(driver: Driver, mut servers: JoinSet<()>) -> Exit {
-    tokio::select! {
-        ended = driver.run() => ended.unwrap_or_else(|error| {
-            tracing::error!(%error, "the driver cannot go on");
-            Exit::Internal
-        }),
-        Some(ended) = servers.join_next() => {
-            tracing::error!(panic = ended.is_err(), "a server of the control API has ended");
-            Exit::Internal
+/// What runs from the start to the end.
+struct Started {
+    driver: Driver,
+    /// Never end by themselves.
+    servers: JoinSet<()>,
+    /// The heartbeat and the clock. Nothing depends on their end.
+    background: JoinSet<()>,
+}
+
+impl Started {
+    /// Runs the driver to its end. A server never ends by itself: one that does has panicked, and an enclave
+    /// that nobody can reach any more must not look alive.
+    async fn attend(self) -> Exit {
+        let Self { driver, mut servers, background: _background } = self;
+        tokio::select! {
+            ended = driver.run() => ended.unwrap_or_else(|error| {
+                tracing::error!(%error, "the driver cannot go on");
+                Exit::Internal
+            }),
+            Some(ended) = servers.join_next() => {
+                tracing::error!(panic = ended.is_err(), "a server of the control API has ended");
+                Exit::Internal
+            }
         }
     }
 }
@@ -118,27 +147,71 @@ async fn attend(driver: Driver, mut servers: JoinSet<()>) -> Exit {
 /// Everything before the first manifest.
 fn start(
     options: &RunOptions,
+    machine: Machine,
     rings: Arc<Rings>,
-    stderr_lost: Arc<std::sync::atomic::AtomicU64>,
-) -> Result<(Driver, JoinSet<()>), RunError> {
-    if options.init != Init::Container {
-        return Err(RunError::InitNotImplemented(options.init));
+    stderr_lost: Arc<AtomicU64>,
+) -> Result<Started, RunError> {
+    let Machine { remarks, fatal, nsm, measurements, clock } = machine;
+    let host = options.host();
+    let mut background = JoinSet::new();
+    if options.init == Init::Vm && options.transport == Address::Vsock {
+        background.spawn(send_heartbeat(host.clone()));
     }
-    prepare_process();
-    let judge = judge(options)?;
+    if let Some(error) = fatal {
+        return Err(error.into());
+    }
+    let judge = Arc::new(judge(options, remarks)?);
     let boot_id = random_hex::<BOOT_ID_BYTES>()?;
     let (commands, command_queue) = mpsc::channel(COMMANDS_MAX);
     let (ingress, ingress_queue) = mpsc::channel(INGRESS_WAITING_MAX);
-    let board = Board::new(status::awaiting(&boot_id), rings, commands);
-    let shared =
-        Arc::new(Shared { board: Arc::new(board), judge, body_room: Semaphore::new(BODIES_BYTES_MAX) });
-    let host = options.host();
-    let tried = |what: String| move |source| RunError::Io { what, source };
+    let status = Status { measurements, ..status::awaiting(&boot_id) };
+    let host_clock = match clock {
+        ClockSource::Host(clock) => Some(Mutex::new(clock)),
+        ClockSource::Hypervisor(hypervisor) => {
+            background.spawn(clock::keep_with(hypervisor));
+            None
+        }
+        ClockSource::Unmanaged => None,
+    };
+    let shared = Arc::new(Shared {
+        board: Arc::new(Board::new(status, rings, commands)),
+        judge: Ok(Arc::clone(&judge)),
+        clock: host_clock,
+        body_room: Semaphore::new(BODIES_BYTES_MAX),
+    });
+    let (servers, ingress_listener) = serve(options, &host, &shared, ingress)?;
 
-    let mut tasks = JoinSet::new();
-    let listener = host.listen(CONTROL_PORT).map_err(tried(format!("listen on {}", options.transport)))?;
-    tasks.spawn(serve_host(listener, Arc::clone(&shared), ingress));
-    let ingress_listener = match &host {
+    let version = env!("CARGO_PKG_VERSION");
+    tracing::info!(boot_id, transport = %options.transport, version, "waiting for a manifest");
+    let parts = Parts {
+        shared,
+        judge,
+        commands: command_queue,
+        ingress: ingress_queue,
+        ingress_listener,
+        host,
+        run_dir: options.socket.parent().unwrap_or_else(|| Path::new("/")).to_owned(),
+        sample_interval: Duration::from_secs(options.sample_interval),
+        drain_grace: options.drain_grace,
+        seed: options.seed.map_or_else(getrandom::u64, Ok)?,
+        stderr_lost,
+        nsm,
+    };
+    Ok(Started { driver: Driver::new(parts, Clock::start()), servers, background })
+}
+
+/// Binds the sockets and serves them. Over vsock the socket for ingress is `net`'s to serve.
+fn serve(
+    options: &RunOptions,
+    host: &Host,
+    shared: &Arc<Shared>,
+    ingress: mpsc::Sender<enclave_protocol::transport::Stream>,
+) -> Result<(JoinSet<()>, Option<std::os::fd::OwnedFd>), RunError> {
+    let tried = |what: String| move |source| RunError::Io { what, source };
+    let mut servers = JoinSet::new();
+    let listener = listen(options, host)?;
+    servers.spawn(serve_host(listener, Arc::clone(shared), ingress));
+    let ingress_listener = match host {
         Host::Vsock { .. } => {
             let listening =
                 host.listen(INGRESS_PORT).map_err(tried(format!("listen on port {INGRESS_PORT}")))?;
@@ -149,48 +222,61 @@ fn start(
         }
         Host::Unix(_) => None,
     };
-    let run_dir = options.socket.parent().unwrap_or_else(|| Path::new("/")).to_owned();
     let socket =
         bind_inside(&options.socket).map_err(tried(format!("listen on {}", options.socket.display())))?;
     let grants = Grants { metrics: true, status: true, logs: true };
-    tasks.spawn(serve_inside(socket, Arc::clone(&shared), Caller::Inside(grants)));
-
-    let version = env!("CARGO_PKG_VERSION");
-    tracing::info!(boot_id, transport = %options.transport, version, "waiting for a manifest");
-    let seed = match options.seed {
-        Some(seed) => seed,
-        None => getrandom::u64()?,
-    };
-    let parts = Parts {
-        shared,
-        commands: command_queue,
-        ingress: ingress_queue,
-        ingress_listener,
-        host,
-        run_dir,
-        sample_interval: Duration::from_secs(options.sample_interval),
-        drain_grace: options.drain_grace,
-        seed,
-        stderr_lost,
-    };
-    Ok((Driver::new(parts, Clock::start()), tasks))
+    servers.spawn(serve_inside(socket, Arc::clone(shared), Caller::Inside(grants)));
+    Ok((servers, ingress_listener))
 }
 
-/// What the process needs wherever it runs. Nothing here is fatal.
-fn prepare_process() {
-    let done = |what: &str, done: io::Result<()>| {
-        if let Err(error) = done {
-            tracing::warn!(%error, "cannot {what}");
+fn listen(options: &RunOptions, host: &Host) -> Result<GuestListener, RunError> {
+    let what = || format!("listen on {}", options.transport);
+    host.listen(CONTROL_PORT).map_err(|source| RunError::Io { what: what(), source })
+}
+
+async fn send_heartbeat(host: Host) {
+    match heartbeat::beat(&host).await {
+        Ok(()) => tracing::info!("the parent has echoed the boot heartbeat"),
+        Err(error) => tracing::warn!(%error, "the boot heartbeat failed"),
+    }
+}
+
+/// Answers the host with the reason, until it has heard it or is not there.
+async fn confess(options: &RunOptions, rings: &Arc<Rings>, error: &RunError) {
+    if matches!(error, RunError::Boot(BootError::NoVsock(_))) {
+        return;
+    }
+    let reason = error.to_string();
+    let listener = match listen(options, &options.host()) {
+        Ok(listener) => listener,
+        Err(error) => {
+            tracing::error!(%error, "the host cannot be told");
+            return;
         }
     };
-    if std::process::id() != 1 {
-        done("adopt orphans", sys::reaper::adopt_orphans());
+    let condition = Condition { kind: BOOT_FAILED.to_owned(), message: reason.clone() };
+    // Without randomness there is no boot id; nobody compares this one with another.
+    let boot_id = random_hex::<BOOT_ID_BYTES>().unwrap_or_default();
+    let status = Status { phase: Phase::Failed, conditions: vec![condition], ..status::awaiting(&boot_id) };
+    let (commands, _) = mpsc::channel(1);
+    let shared = Arc::new(Shared {
+        board: Arc::new(Board::new(status, Arc::clone(rings), commands)),
+        judge: Err(BootFailure { reason, ..BootFailure::default() }),
+        clock: None,
+        body_room: Semaphore::new(BODIES_BYTES_MAX),
+    });
+    let (ingress, _) = mpsc::channel(1);
+    let mut servers = JoinSet::new();
+    servers.spawn(serve_host(listener, Arc::clone(&shared), ingress));
+    let Err(failure) = &shared.judge else { return };
+    if timeout(CONFESSION_MAX, failure.told.notified()).await.is_ok() {
+        sleep(CONFESSION_LINGER).await;
+    } else {
+        tracing::warn!("the host has not asked why this boot failed");
     }
-    done("raise the loopback interface", sys::loopback::raise());
-    done("raise the limit of open files", sys::limits::raise_open_files().map(drop));
 }
 
-fn judge(options: &RunOptions) -> Result<Judge, RunError> {
+fn judge(options: &RunOptions, mut remarks: Vec<Condition>) -> Result<Judge, RunError> {
     let catalog = match Catalog::read(&options.plugins) {
         Ok((catalog, errors)) => {
             for error in errors {
@@ -203,23 +289,29 @@ fn judge(options: &RunOptions) -> Result<Judge, RunError> {
             Catalog::default()
         }
     };
-    let mut remarks = Vec::new();
+    let mut remark = |kind: &str, message: String| {
+        tracing::warn!("{message}");
+        remarks.push(Condition { kind: kind.to_owned(), message });
+    };
     let user = nix::unistd::Uid::effective();
     if !user.is_root() {
         let message =
             format!("the supervisor is not root: every plugin runs as user {user}, whatever it asks for");
-        tracing::warn!("{message}");
-        remarks.push(Condition { kind: "NotRoot".to_owned(), message });
+        remark("NotRoot", message);
     }
     let path = options.policy.display().to_string();
     let policy = match read_bounded(&options.policy) {
-        Ok(bytes) => Policy::parse(&bytes).map_err(|source| RunError::Policy { path, source })?,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            let message = format!("no policy at {path}: any manifest is accepted");
-            tracing::warn!("{message}");
-            remarks.push(Condition { kind: "PolicyOpen".to_owned(), message });
-            Policy::Any
-        }
+        Ok(bytes) => Some(Policy::parse(&bytes).map_err(|source| RunError::Policy { path, source })?),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => match options.init {
+            Init::Container => {
+                remark("PolicyOpen", format!("no policy at {path}: any manifest is accepted"));
+                Some(Policy::Any)
+            }
+            Init::Vm | Init::Child => {
+                tracing::error!("no policy at {path}: no manifest is accepted");
+                None
+            }
+        },
         Err(source) => return Err(RunError::Io { what: format!("policy {path}"), source }),
     };
     Ok(Judge { catalog, policy, remarks })

@@ -215,12 +215,12 @@ pub struct Status {
     pub seq: u64,
     /// Sequence number of the newest log record.
     pub log_seq: u64,
-    /// In start order.
-    pub plugins: Vec<PluginStatus>,
-    /// Platform configuration registers as the Nitro Secure Module has them, `PCR0` and so on → lower-case
-    /// hexadecimal; none where there is no such module.
+    /// Registers of the Nitro Secure Module by name (`PCR0`, …), in lower-case hexadecimal: what the image is
+    /// and, from the accepted manifest on, `PCR16`. Empty where there is no such module.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub measurements: BTreeMap<String, String>,
+    /// In start order.
+    pub plugins: Vec<PluginStatus>,
 }
 
 impl Status {
@@ -379,19 +379,18 @@ pub struct AckRequest {
     pub status_seq: Option<u64>,
 }
 
+/// The body of `PUT /v1/clock`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ClockRequest {
+    /// The host's wall clock: nanoseconds since 1970, read right before the request is sent.
+    pub unix_nanos: u64,
+}
+
 /// The body of `POST /v1/drain`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct DrainRequest {
     /// Upper bound of the whole drain.
     pub grace_seconds: u32,
-}
-
-/// The body of `PUT /v1/clock`. The answer is 409 `ClockNotManaged` where the enclave's clock is not the
-/// supervisor's to set.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct ClockRequest {
-    /// The host's time when the request was sent, in nanoseconds since 1970-01-01T00:00:00Z.
-    pub unix_nanos: u64,
 }

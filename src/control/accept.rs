@@ -21,8 +21,8 @@ const INSTANCE_ID_MAX: usize = 253;
 pub struct Judge {
     /// The plugins in the image.
     pub catalog: Catalog,
-    /// What the image says about manifests.
-    pub policy: Policy,
+    /// What the image says about manifests. An enclave's image without a policy runs none.
+    pub policy: Option<Policy>,
     /// Said beside every accepted manifest.
     pub remarks: Vec<Condition>,
 }
@@ -68,9 +68,11 @@ impl Judge {
             return Err(invalid(errors));
         }
         let digest = digest::digest(&manifest, &files);
-        if let Err(refusal) = self.policy.decide(&digest, signature.as_deref()) {
-            return Err(problem(StatusCode::FORBIDDEN, "PolicyRefused", &refusal.to_string()));
-        }
+        let refused = |reason: &str| problem(StatusCode::FORBIDDEN, "PolicyRefused", reason);
+        let Some(policy) = &self.policy else {
+            return Err(refused("the image has no policy: it runs no manifest"));
+        };
+        policy.decide(&digest, signature.as_deref()).map_err(|refusal| refused(&refusal.to_string()))?;
         let mut conditions = manifest.conditions();
         conditions.extend(self.remarks.iter().cloned());
         conditions.extend(conflicts(&manifest));
@@ -150,4 +152,37 @@ fn invalid(errors: Vec<Diagnostic>) -> Box<Problem> {
         &format!("the manifest has {detail}; nothing was started"),
     );
     Box::new(Problem { errors, ..*problem })
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    /// Judges a good manifest by this policy.
+    fn judged(policy: Option<Policy>) -> Result<Candidate, Box<Problem>> {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir_all(dir.path().join("app/rootfs")).unwrap();
+        std::fs::write(dir.path().join("app/config.json"), r#"{"image": "test/app:1"}"#).unwrap();
+        let (catalog, _) = Catalog::read(dir.path()).unwrap();
+        let manifest = json!({
+            "apiVersion": "k8s.oblv.com/v1alpha1", "kind": "NitroEnclaveDeployment", "metadata": {"name": "test"},
+            "spec": {"userPlugins": [{"name": "app", "image": "test/app:1", "command": ["/app"]}]},
+        });
+        Judge { catalog, policy, remarks: Vec::new() }.examine(ManifestRequest {
+            manifest: manifest.to_string(),
+            files: Files::default(),
+            signature: None,
+            egress_port: 1,
+            instance_id: "i".to_owned(),
+        })
+    }
+
+    #[test]
+    fn an_image_without_a_policy_runs_no_manifest() {
+        let problem = judged(None).unwrap_err();
+        assert_eq!((problem.status, problem.kind.as_str()), (403, "PolicyRefused"));
+        assert!(judged(Some(Policy::Any)).is_ok());
+    }
 }

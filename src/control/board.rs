@@ -39,6 +39,8 @@ pub enum Acceptance {
     },
     /// It could not be prepared; nothing was started and another may be tried.
     Failed(String),
+    /// It could not be measured; nothing was started and nothing ever will be: the enclave ends.
+    NotMeasured(String),
 }
 
 /// Everything a reader can see.

@@ -1,11 +1,14 @@
 //! One request to one answer.
 
-use std::{sync::atomic::Ordering, time::Duration};
+use std::{
+    sync::{PoisonError, atomic::Ordering},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use enclave_protocol::control::{
-    AckRequest, BODY_MAX, DrainRequest, MANIFEST_BODY_MAX, ManifestRequest, Phase, Problem,
-    REQUEST_SECONDS_MAX, Status,
+    AckRequest, BODY_MAX, BOOT_FAILED, ClockRequest, DrainRequest, MANIFEST_BODY_MAX, ManifestRequest, Phase,
+    Problem, REQUEST_SECONDS_MAX, Status,
 };
 use http_body_util::BodyExt;
 use hyper::{
@@ -75,6 +78,9 @@ async fn dispatch(request: Request<Incoming>, shared: &Shared, caller: &Caller) 
     match (&method, path.as_str()) {
         (&Method::GET, "/v1/status") => {
             let status = board.status.borrow().clone();
+            if let (Caller::Host, Err(failure)) = (caller, &shared.judge) {
+                failure.told.notify_one();
+            }
             // Log records come without a new status.
             Ok(json(&Status { log_seq: board.rings.last_seq(), ..(*status).clone() }))
         }
@@ -88,11 +94,7 @@ async fn dispatch(request: Request<Incoming>, shared: &Shared, caller: &Caller) 
         (&Method::POST, "/v1/ack") => acknowledge(&read(request, BODY_MAX, shared).await?.0, board),
         (&Method::POST, "/v1/drain") => drain(read(request, BODY_MAX, shared).await?.0, board).await,
         (&Method::PUT, "/v1/manifest") => manifest(request, shared).await,
-        (&Method::PUT, "/v1/clock") => Err(problem(
-            StatusCode::CONFLICT,
-            "ClockNotManaged",
-            "this supervisor does not set the clock: it is not the init of a virtual machine without one",
-        )),
+        (&Method::PUT, "/v1/clock") => clock(request, shared).await,
         _ => Err(unknown(&path)),
     }
 }
@@ -200,6 +202,21 @@ fn acknowledge(ack: &AckRequest, board: &Board) -> Answer {
     Ok(empty())
 }
 
+async fn clock(request: Request<Incoming>, shared: &Shared) -> Answer {
+    let Some(clock) = &shared.clock else {
+        let detail =
+            "this supervisor does not take the host's time: the clock is its hypervisor's or its machine's";
+        return Err(problem(StatusCode::CONFLICT, "ClockNotManaged", detail));
+    };
+    let (request, _room) = read::<ClockRequest>(request, BODY_MAX, shared).await?;
+    // A holder cannot have panicked with the clock half set: there is one system call.
+    let mut clock = clock.lock().unwrap_or_else(PoisonError::into_inner);
+    match clock.take(Duration::from_nanos(request.unix_nanos)) {
+        Ok(_) => Ok(empty()),
+        Err(refusal) => Err(problem(StatusCode::CONFLICT, "ClockRefused", &refusal.to_string())),
+    }
+}
+
 async fn drain(request: DrainRequest, board: &Board) -> Answer {
     if board.status.borrow().phase == Phase::AwaitingManifest {
         return Err(problem(StatusCode::CONFLICT, "NoManifest", "nothing runs yet"));
@@ -213,8 +230,12 @@ async fn drain(request: DrainRequest, board: &Board) -> Answer {
 }
 
 async fn manifest(request: Request<Incoming>, shared: &Shared) -> Answer {
+    let judge = shared.judge.as_ref().map_err(|failure| {
+        failure.told.notify_one();
+        problem(StatusCode::SERVICE_UNAVAILABLE, BOOT_FAILED, &failure.reason)
+    })?;
     let (request, room) = read::<ManifestRequest>(request, MANIFEST_BODY_MAX, shared).await?;
-    let candidate = shared.judge.examine(request)?;
+    let candidate = judge.examine(request)?;
     drop(room);
     let (answer, answered) = oneshot::channel();
     let command = Command::Accept(Box::new(candidate), answer);
@@ -229,6 +250,9 @@ async fn manifest(request: Request<Incoming>, shared: &Shared) -> Answer {
         }
         Ok(Acceptance::Failed(reason)) => {
             Err(problem(StatusCode::INTERNAL_SERVER_ERROR, "PreparationFailed", &reason))
+        }
+        Ok(Acceptance::NotMeasured(reason)) => {
+            Err(problem(StatusCode::INTERNAL_SERVER_ERROR, "MeasurementFailed", &reason))
         }
         Err(_) => Err(stopping()),
     }

@@ -2,7 +2,7 @@
 
 use std::{
     io,
-    sync::{Arc, atomic::Ordering},
+    sync::{Arc, Mutex, atomic::Ordering},
     time::Duration,
 };
 
@@ -15,7 +15,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::UnixListener,
-    sync::{Semaphore, mpsc},
+    sync::{Notify, Semaphore, mpsc},
     task::JoinSet,
     time::sleep,
 };
@@ -25,6 +25,7 @@ use super::{
     board::Board,
     routes::{Caller, route},
 };
+use crate::boot::clock::HostClock;
 
 /// Connections of one listener at a time: host-proxy uses a handful.
 const CONNECTIONS_MAX: usize = 64;
@@ -44,10 +45,21 @@ pub const BODIES_BYTES_MAX: usize = 2 * MANIFEST_BODY_MAX;
 pub struct Shared {
     /// What readers see.
     pub board: Arc<Board>,
-    /// What a manifest is judged by.
-    pub judge: Judge,
+    /// What a manifest is judged by, unless the boot failed.
+    pub judge: Result<Arc<Judge>, BootFailure>,
+    /// The wall clock, where the host may set it.
+    pub clock: Option<Mutex<HostClock>>,
     /// Bytes of request bodies that may be held at once, over all connections: see [`BODIES_BYTES_MAX`].
     pub body_room: Semaphore,
+}
+
+/// Why no manifest is taken: the boot failed. The host is told, and then the machine ends.
+#[derive(Debug, Default)]
+pub struct BootFailure {
+    /// For people.
+    pub reason: String,
+    /// Notified when the host has asked.
+    pub told: Notify,
 }
 
 /// Serves the host until the process ends. Ingress connections of the hybrid transport go to `ingress`.

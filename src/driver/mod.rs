@@ -24,7 +24,7 @@ use std::{
 };
 
 use enclave_protocol::{
-    control::{DrainRequest, ManifestAccepted, Status},
+    control::{BOOT_FAILED, Condition, DrainRequest, ManifestAccepted, Phase, Status},
     manifest::HostLogs,
     metrics::{LABEL_DEPLOYMENT, LABEL_INSTANCE, LABEL_NAMESPACE, LABEL_NED, Sample},
     timestamp::Timestamp,
@@ -44,18 +44,19 @@ use self::{
 use crate::{
     clock::Clock,
     control::{
-        accept::Candidate,
+        accept::{Candidate, Judge},
         board::{Acceptance, Board, Command},
         routes::Caller,
         server::{Shared, serve_inside},
     },
-    deployment::{self, Deployment, StateDir},
+    deployment::{self, Deployment, PrepareError, StateDir},
     engine::{Effect, Engine, Event, Outcome},
     options::Exit,
     sample::{
         families,
         system::{Cpu, Reading},
     },
+    sys::nsm::{MANIFEST_PCR, Nsm, NsmError, pcr_name},
 };
 
 /// How long the end waits for the host to acknowledge the final status and the last log record.
@@ -69,6 +70,8 @@ const FINAL_OUTPUT_MAX: Duration = Duration::from_secs(1);
 pub struct Parts {
     /// What readers see.
     pub shared: Arc<Shared>,
+    /// What a manifest was judged by.
+    pub judge: Arc<Judge>,
     /// Requests from connections.
     pub commands: mpsc::Receiver<Command>,
     /// Ingress connections of the hybrid transport.
@@ -87,6 +90,22 @@ pub struct Parts {
     pub seed: u64,
     /// Records that standard error did not take.
     pub stderr_lost: Arc<std::sync::atomic::AtomicU64>,
+    /// Measures the manifest before anything starts.
+    pub nsm: Option<Nsm>,
+}
+
+/// Why a candidate does not become the running deployment.
+#[derive(Debug, thiserror::Error)]
+enum BeginError {
+    /// It cannot be laid out. Nothing has happened, and another may be tried.
+    #[error(transparent)]
+    Prepare(#[from] PrepareError),
+    /// No token.
+    #[error("no random bytes: {0}")]
+    Random(#[from] getrandom::Error),
+    /// The register may have been extended and cannot be extended again: this machine is of no use any more.
+    #[error("the manifest cannot be measured: {0}")]
+    Measure(#[from] NsmError),
 }
 
 /// The deployment that runs.
@@ -231,7 +250,18 @@ impl Driver {
             Some(running) => Acceptance::Conflict { digest: running.accepted.digest.clone() },
             None => match self.begin(candidate) {
                 Ok(accepted) => Acceptance::Accepted(Box::new(accepted)),
-                Err(error) => {
+                Err(BeginError::Measure(error)) => {
+                    tracing::error!(%error, "nothing will run here");
+                    self.outcome = Some(Outcome::Failed);
+                    let condition = Condition { kind: BOOT_FAILED.to_owned(), message: error.to_string() };
+                    self.board().status.send_modify(|status| {
+                        let status = Arc::make_mut(status);
+                        status.phase = Phase::Failed;
+                        status.conditions.push(condition);
+                    });
+                    Acceptance::NotMeasured(error.to_string())
+                }
+                Err(error @ (BeginError::Prepare(_) | BeginError::Random(_))) => {
                     tracing::error!(%error, "the accepted manifest cannot be run; waiting for another");
                     Acceptance::Failed(error.to_string())
                 }
@@ -247,10 +277,10 @@ impl Driver {
     }
 
     /// Makes a candidate the running deployment. Nothing is started yet.
-    fn begin(&mut self, candidate: &Candidate) -> Result<ManifestAccepted, Box<dyn std::error::Error>> {
+    fn begin(&mut self, candidate: &Candidate) -> Result<ManifestAccepted, BeginError> {
         let board = Arc::clone(self.board());
         let boot_id = board.status.borrow().boot_id.clone();
-        let catalog = &self.parts.shared.judge.catalog;
+        let catalog = &self.parts.judge.catalog;
         let prepared = deployment::prepare(candidate, catalog, &self.parts.run_dir, &boot_id)?;
         let manifest = &candidate.manifest;
         let accepted = ManifestAccepted {
@@ -260,6 +290,7 @@ impl Driver {
             plan: manifest.plan(),
             conditions: candidate.conditions.clone(),
         };
+        self.measure(candidate)?;
         let Deployment { plugins, egress, ingress, state } = prepared;
         board.rings.limit_to_host(manifest.host_logs);
         let mut children = Children::new(manifest.host_logs == HostLogs::All, &board.rings);
@@ -302,6 +333,16 @@ impl Driver {
             _state: state,
         });
         Ok(accepted)
+    }
+
+    /// Binds what will run to what the machine attests. The last thing that can fail: what is measured runs.
+    fn measure(&self, candidate: &Candidate) -> Result<(), NsmError> {
+        let Some(nsm) = &self.parts.nsm else { return Ok(()) };
+        let value = nsm.measure(candidate.digest.as_bytes())?;
+        self.board().status.send_modify(|status| {
+            Arc::make_mut(status).measurements.insert(pcr_name(MANIFEST_PCR), value);
+        });
+        Ok(())
     }
 
     fn drain(&mut self, grace_seconds: u32) {

@@ -103,8 +103,8 @@ pub(super) fn status(
         conditions: accepted.conditions.clone(),
         seq: board.events.last_seq(),
         log_seq: board.rings.last_seq(),
+        measurements: board.status.borrow().measurements.clone(),
         plugins: snapshot.plugins.iter().zip(names).zip(failures).map(plugin).collect(),
-        measurements: BTreeMap::new(),
     }
 }
 

@@ -5,6 +5,7 @@ use std::{
     marker::PhantomData,
     os::unix::net::UnixStream,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use enclave_protocol::{
@@ -15,6 +16,9 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use crate::patience::{Deadline, PATIENCE, eventually};
+
+/// How long an attempt at a stream may take.
+const HANDSHAKE_MAX: Duration = Duration::from_secs(2);
 
 /// Talks to one supervisor.
 #[derive(Debug, Clone)]
@@ -50,18 +54,26 @@ impl Answer {
 }
 
 impl Client {
-    /// A stream to the enclave's `port`.
+    /// A stream to the enclave's `port`. A device between the two may drop a connection while it is busy.
     pub(crate) fn dial(&self, port: u32) -> UnixStream {
-        let mut stream = connect(&self.path);
-        writeln!(stream, "CONNECT {port}").unwrap();
+        eventually(&format!("a stream to port {port}"), || self.try_dial(port).ok())
+    }
+
+    /// One attempt.
+    pub(crate) fn try_dial(&self, port: u32) -> std::io::Result<UnixStream> {
+        let mut stream = UnixStream::connect(&self.path)?;
+        // A machine whose vsock is not up yet never answers.
+        stream.set_read_timeout(Some(HANDSHAKE_MAX))?;
+        stream.set_write_timeout(Some(PATIENCE))?;
+        writeln!(stream, "CONNECT {port}")?;
         let mut line = Vec::new();
         let mut byte = [0];
         while line.last() != Some(&b'\n') {
-            stream.read_exact(&mut byte).expect("the handshake is answered");
+            stream.read_exact(&mut byte)?;
             line.push(byte[0]);
         }
-        assert!(line.starts_with(b"OK "), "{}", String::from_utf8_lossy(&line));
-        stream
+        stream.set_read_timeout(Some(PATIENCE))?;
+        if line.starts_with(b"OK ") { Ok(stream) } else { Err(std::io::ErrorKind::InvalidData.into()) }
     }
 
     /// The head of a request with this client's token.

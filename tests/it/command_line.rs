@@ -138,3 +138,18 @@ fn bad_arguments_and_unreadable_files_exit_2() {
         assert!(stderr.contains(named), "{words:?}: {stderr}");
     }
 }
+
+#[test]
+fn outside_of_an_enclave_nobody_is_its_inits_child() {
+    if enclave_supervisor::sys::mount::is_in_memory(Path::new("/")) {
+        crate::not_run("the root file system here is in memory, as in an enclave");
+        return;
+    }
+    let scene = Scene::new();
+    let transport = format!("--transport=unix:{}", scene.path("v.sock").display());
+    for words in [&["run", "--init=child", &transport][..], &["--init=child", &transport]] {
+        let (code, _, stderr) = said(&supervisor(words));
+        assert_eq!(code, Some(2), "{stderr}");
+        assert!(stderr.contains("not in memory"), "{stderr}");
+    }
+}

@@ -5,10 +5,11 @@ use std::os::unix::fs::symlink;
 
 use enclave_protocol::control::{Phase, Problem};
 use expect_test::{Expect, expect};
+use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
 use crate::{
-    enclave::Enclave,
+    enclave::{Enclave, How},
     scene::{Scene, deployment, idle, with},
 };
 
@@ -196,4 +197,27 @@ fn what_is_not_in_force_is_accepted_and_said() {
     assert_eq!(said.len(), 1, "{said:#?}");
     assert_eq!(said[0]["type"], "NotImplemented");
     assert!(said[0]["message"].as_str().unwrap().contains("livenessProbe"), "{said:#?}");
+}
+
+#[test]
+fn a_manifest_for_which_there_is_no_room_is_answered_so_and_another_may_come() {
+    if !nix::unistd::geteuid().is_root() {
+        crate::not_run("a file system that is full can be mounted by root alone");
+        return;
+    }
+    let scene = Scene::with_app();
+    let run = scene.path("run");
+    std::fs::create_dir(&run).unwrap();
+    // Room for the directory itself, the supervisor's socket and one more.
+    let full = format!("mount -t tmpfs -o nr_inodes=3 full {} && exec \"$@\"", run.display());
+    let through = ["unshare", "--mount", "sh", "-c", &full, "sh"].map(str::to_owned).to_vec();
+    let mut enclave = scene.start_as(How { through, ..How::default() });
+    let answer = enclave.put(&deployment(json!([idle("app")])));
+    let problem = answer.problem();
+    assert_eq!((problem.status, problem.kind.as_str()), (500, "PreparationFailed"));
+    assert!(problem.detail.contains("No space left on device"), "{}", problem.detail);
+    assert_eq!(enclave.client.status().phase, Phase::AwaitingManifest);
+    assert_eq!(enclave.put(&deployment(json!([idle("app")]))).status, 500, "it is still there to ask");
+    enclave.signal(Signal::SIGTERM);
+    assert_eq!(enclave.end().code(), Some(0));
 }

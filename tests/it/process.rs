@@ -4,7 +4,7 @@ use std::{
     fs,
     io::{BufRead, BufReader, Read},
     process::{Child, Command, ExitStatus, Stdio},
-    sync::{Arc, Condvar, Mutex},
+    sync::{Arc, Condvar, Mutex, PoisonError},
     thread,
 };
 
@@ -127,7 +127,7 @@ impl Process {
 impl Drop for Process {
     fn drop(&mut self) {
         if thread::panicking() {
-            let said = self.stderr.0.0.lock().unwrap();
+            let said = self.stderr.0.0.lock().unwrap_or_else(PoisonError::into_inner);
             eprintln!("--- stderr of {}:\n{}", self.name, tail(&said.lines));
         }
         let below = descendants(self.pid());

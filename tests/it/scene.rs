@@ -9,9 +9,9 @@ use std::{
 use serde_json::{Value, json};
 
 /// Applets that the tests' scripts use.
-const APPLETS: [&str; 21] = [
-    "sh", "cat", "dd", "echo", "env", "grep", "head", "id", "ls", "mkdir", "mkfifo", "nc", "printf", "pwd",
-    "seq", "sleep", "stat", "touch", "tr", "usleep", "yes",
+const APPLETS: [&str; 22] = [
+    "sh", "cat", "date", "dd", "echo", "env", "grep", "head", "id", "ls", "mkdir", "mkfifo", "nc", "printf",
+    "pwd", "seq", "sleep", "stat", "touch", "tr", "usleep", "yes",
 ];
 
 /// A directory with everything of one test in it.
