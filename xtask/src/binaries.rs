@@ -1,4 +1,6 @@
-//! The static binaries that the demo, the process tests and the benchmarks run.
+//! The programs that the demo, the tests and the benchmarks run.
+
+#![expect(clippy::disallowed_types, reason = "as the module `cargo`")]
 
 use std::{
     collections::BTreeMap,
@@ -35,6 +37,17 @@ pub(crate) struct StaticTarget {
     /// As rustc names it.
     pub(crate) triple: String,
     rustflags: Option<&'static str>,
+}
+
+impl StaticTarget {
+    /// Sets what a build for this target needs beside its name.
+    fn prepare(&self, build: &mut std::process::Command) {
+        if let Some(flags) = self.rustflags {
+            let target = self.triple.to_uppercase().replace('-', "_");
+            build.env(format!("CARGO_TARGET_{target}_RUSTFLAGS"), flags);
+        }
+        set_c_compiler(build, &self.triple);
+    }
 }
 
 /// Finds a static target, installing musl's standard library if it is missing.
@@ -94,11 +107,7 @@ pub(crate) fn build(profile: Profile) -> Result<Binaries, Failure> {
     for program in PROGRAMS {
         build.args(["--package", program, "--bin", program]);
     }
-    if let Some(flags) = target.rustflags {
-        let variable = format!("CARGO_TARGET_{}_RUSTFLAGS", target.triple.to_uppercase().replace('-', "_"));
-        build.env(variable, flags);
-    }
-    set_c_compiler(&mut build, &target.triple);
+    target.prepare(&mut build);
     let mut paths = cargo::build(&mut build, count_crates(&target)?)?;
     paths.retain(|name, _| PROGRAMS.contains(&name.as_str()));
     if let Some(missing) = PROGRAMS.iter().find(|program| !paths.contains_key(**program)) {
@@ -109,10 +118,35 @@ pub(crate) fn build(profile: Profile) -> Result<Binaries, Failure> {
     Ok(Binaries { directory, paths })
 }
 
+/// Builds `enclave-image`, an ordinary program of this machine, as the tests of the workspace build it: AWS's
+/// SDK comes with it, which nobody wants to compile twice.
+pub(crate) fn build_image_tool() -> Result<PathBuf, Failure> {
+    let name = "enclave-image";
+    terminal::say(&format!("building {name} (some minutes when it is cold)"));
+    let mut build = cargo::cargo();
+    build.args(["build", "--locked", "--workspace", "--bin", name]);
+    built(&mut build, name)
+}
+
+/// Builds the peer of the boot benchmark, statically and as it would ship.
+pub(crate) fn build_bare_init() -> Result<PathBuf, Failure> {
+    let (target, name) = (static_target()?, "bare-init");
+    let mut build = cargo::cargo();
+    build.args(["build", "--locked", "--profile", Profile::Release.name(), "--target", &target.triple]);
+    build.args(["--package", "enclave-supervisor", "--example", name]);
+    target.prepare(&mut build);
+    built(&mut build, name)
+}
+
+fn built(build: &mut std::process::Command, name: &str) -> Result<PathBuf, Failure> {
+    let expected = crates_in(&cargo::capture(cargo::cargo().args(["tree", "--locked", "--prefix", "none"]))?);
+    let mut paths = cargo::build(build, expected)?;
+    paths.remove(name).ok_or_else(|| Failure::new(format!("cargo built no program named {name}")))
+}
+
 /// The only C in the programs is ring's cryptography, which calls no C library: where there is no compiler
 /// named for musl (Debian's musl-tools), the machine's own makes the same code, and nothing has to be
 /// installed.
-#[expect(clippy::disallowed_types, reason = "as the module `cargo`")]
 fn set_c_compiler(build: &mut std::process::Command, triple: &str) {
     let is_musl = triple.ends_with("-musl");
     let named = [format!("{}-linux-musl-gcc", std::env::consts::ARCH), "musl-gcc".to_owned()];

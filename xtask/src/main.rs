@@ -12,6 +12,7 @@ mod packages;
 mod stages;
 mod stopwatch;
 mod terminal;
+mod tool;
 
 use std::process::ExitCode;
 

@@ -1,13 +1,16 @@
-//! Programs of the operating system that a task needs, and how it gets them.
+//! Programs and files of the operating system that a task needs, and how it gets them.
 
-use std::{fmt::Write as _, path::PathBuf};
+use std::{
+    fmt::Write as _,
+    path::{Path, PathBuf},
+};
 
 use crate::{cargo, failure::Failure, terminal};
 
-/// A program and where it comes from.
+/// A program or file and where it comes from.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Need {
-    /// Its name in PATH.
+    /// Its name in PATH, or with a slash the path of a file, whose name may have one `*`.
     pub(crate) program: &'static str,
     /// The Debian package that holds it.
     pub(crate) package: &'static str,
@@ -44,6 +47,82 @@ pub(crate) const PROCESS_TESTS: [Need; 3] = [
     Need { program: "openssl", package: "openssl", purpose: "signs manifests as the README shows it" },
 ];
 
+/// What `enclave-image` needs to be built: AWS's crate for image files links OpenSSL.
+pub(crate) const IMAGE_BUILD: [Need; 2] = [
+    Need { program: "pkg-config", package: "pkg-config", purpose: "finds OpenSSL for enclave-image" },
+    Need {
+        program: "/usr/include/openssl/ssl.h",
+        package: "libssl-dev",
+        purpose: "is linked by enclave-image, which signs image files with it",
+    },
+];
+
+/// What the tests on real machines need.
+pub(crate) const MACHINES: [Need; 4] = [
+    Need {
+        program: "qemu-system-x86_64",
+        package: "qemu-system-x86",
+        purpose: "boots the images of the tests under software emulation",
+    },
+    Need {
+        program: "/boot/vmlinuz-*-cloud-amd64",
+        package: "linux-image-6.12-cloud-amd64",
+        purpose: "is the kernel of the images of the tests",
+    },
+    Need { program: "buildah", package: "buildah", purpose: "builds Dockerfile.eif without a Docker engine" },
+    Need { program: "openssl", package: "openssl", purpose: "makes keys and certificates for the tests" },
+];
+
+/// What the lab's own QEMU needs.
+pub(crate) const LAB: [Need; 7] = [
+    Need {
+        program: "/usr/lib/x86_64-linux-gnu/libglib-2.0.so.*",
+        package: "libglib2.0-0",
+        purpose: "is linked by the lab's QEMU",
+    },
+    Need { program: "python3", package: "python3", purpose: "runs the lab's script" },
+    Need {
+        program: "/usr/lib/x86_64-linux-gnu/libcbor.so.0.*",
+        package: "libcbor0.8",
+        purpose: "is linked by the lab's QEMU",
+    },
+    Need {
+        program: "/usr/lib/x86_64-linux-gnu/libgnutls.so.*",
+        package: "libgnutls30",
+        purpose: "is linked by the lab's QEMU",
+    },
+    Need {
+        program: "/usr/lib/x86_64-linux-gnu/libfdt.so.*",
+        package: "libfdt1",
+        purpose: "is linked by the lab's QEMU",
+    },
+    Need { program: "/usr/share/seabios/*.bin", package: "seabios", purpose: "is the lab's firmware" },
+    Need {
+        program: "/usr/share/qemu/linuxboot_dma.bin",
+        package: "qemu-system-data",
+        purpose: "is the lab's firmware",
+    },
+];
+
+/// Whether it is there.
+fn is_there(need: &Need) -> bool {
+    if !need.program.contains('/') {
+        return find(need.program).is_some();
+    }
+    let path = Path::new(need.program);
+    let (Some(directory), Some(name)) = (path.parent(), path.file_name().and_then(|name| name.to_str()))
+    else {
+        return false;
+    };
+    let Some((start, end)) = name.split_once('*') else { return path.is_file() };
+    // A directory that is not there has no such file.
+    let mut entries = std::fs::read_dir(directory).into_iter().flatten().filter_map(Result::ok);
+    entries.any(|entry| {
+        let name = entry.file_name();
+        name.to_str().is_some_and(|name| name.starts_with(start) && name.ends_with(end))
+    })
+}
+
 /// Looks a program up in PATH.
 pub(crate) fn find(program: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH")?;
@@ -53,7 +132,7 @@ pub(crate) fn find(program: &str) -> Option<PathBuf> {
 /// Makes sure that the programs are there: as root with apt-get, said first; otherwise it says what to
 /// install.
 pub(crate) fn ensure(needs: &[Need]) -> Result<(), Failure> {
-    let missing: Vec<Need> = needs.iter().copied().filter(|need| find(need.program).is_none()).collect();
+    let missing: Vec<Need> = needs.iter().copied().filter(|need| !is_there(need)).collect();
     if missing.is_empty() {
         return Ok(());
     }
@@ -67,8 +146,10 @@ pub(crate) fn ensure(needs: &[Need]) -> Result<(), Failure> {
     cargo::run(update.args(["update", "-qq"]))?;
     let mut install = cargo::command("apt-get");
     install.env("DEBIAN_FRONTEND", "noninteractive");
+    // A kernel for a guest needs no initial file system of this machine's, which takes half a minute to make.
+    install.env("INITRD", "No");
     cargo::run(install.args(["install", "-y", "-qq", "--no-install-recommends"]).args(&packages))?;
-    missing.iter().find(|need| find(need.program).is_none()).map_or(Ok(()), |need| {
+    missing.iter().find(|need| !is_there(need)).map_or(Ok(()), |need| {
         Err(Failure::new(format!(
             "apt-get installed {}, but there is still no {}",
             need.package, need.program
@@ -115,6 +196,13 @@ mod tests {
     #[test]
     fn the_process_tests_need_debian_packages_of_their_own() {
         assert_eq!(package_names(&PROCESS_TESTS), ["busybox-static", "openssl", "protobuf-compiler"]);
+    }
+
+    #[test]
+    fn a_file_is_found_by_its_path_or_a_pattern_of_its_name() {
+        let need = |program| Need { program, package: "p", purpose: "p" };
+        assert!(is_there(&need("/etc/passwd")) && is_there(&need("/etc/pass*")) && is_there(&need("sh")));
+        assert!(!is_there(&need("/etc/passwd*x")) && !is_there(&need("/nonexistent/*")));
     }
 
     #[test]
