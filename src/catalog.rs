@@ -7,7 +7,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use serde::Deserialize;
+use enclave_protocol::image::{BakedConfig, ImageConfig};
 
 /// Longest `config.json`, in bytes. Real ones have a few KiB.
 const CONFIG_BYTES_MAX: u64 = 1 << 20;
@@ -23,47 +23,6 @@ pub struct Baked {
     pub root: PathBuf,
     /// What the image says about running it.
     pub config: ImageConfig,
-}
-
-/// The part of an OCI image config that matters for running it.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "PascalCase", default)]
-pub struct ImageConfig {
-    /// Program and leading arguments.
-    #[serde(deserialize_with = "null_is_empty")]
-    pub entrypoint: Vec<String>,
-    /// Arguments, or the program without an entrypoint.
-    #[serde(deserialize_with = "null_is_empty")]
-    pub cmd: Vec<String>,
-    /// `NAME=value` each.
-    #[serde(deserialize_with = "null_is_empty")]
-    pub env: Vec<String>,
-    /// `""` is the root directory.
-    #[serde(deserialize_with = "null_is_empty")]
-    pub working_dir: String,
-    /// `uid`, `uid:gid`, `name`, `name:group`, or `""` for root.
-    #[serde(deserialize_with = "null_is_empty")]
-    pub user: String,
-}
-
-/// `null` stands for "none" in what Docker writes.
-fn null_is_empty<'de, D, T>(deserializer: D) -> Result<T, D::Error>
-where
-    D: serde::Deserializer<'de>,
-    T: Default + Deserialize<'de>,
-{
-    Ok(Option::deserialize(deserializer)?.unwrap_or_default())
-}
-
-/// The file `config.json`: an OCI image config with `image` and `base` beside it. Other fields are of no
-/// concern here.
-#[derive(Debug, Deserialize)]
-struct ConfigFile {
-    image: String,
-    #[serde(default)]
-    base: bool,
-    #[serde(default)]
-    config: Option<ImageConfig>,
 }
 
 /// Why a plugin's directory cannot be used.
@@ -129,8 +88,8 @@ fn read_plugin(dir: &Path) -> Result<Baked, String> {
     if text.len() as u64 > CONFIG_BYTES_MAX {
         return Err(format!("config.json is longer than {CONFIG_BYTES_MAX} bytes"));
     }
-    let file: ConfigFile = serde_json::from_slice(&text).map_err(|error| format!("config.json: {error}"))?;
-    Ok(Baked { image: file.image, base: file.base, root, config: file.config.unwrap_or_default() })
+    let file: BakedConfig = serde_json::from_slice(&text).map_err(|error| format!("config.json: {error}"))?;
+    Ok(Baked { image: file.image, base: file.base, root, config: file.config })
 }
 
 #[cfg(test)]

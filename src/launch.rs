@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, path::Path};
 
-use crate::catalog::ImageConfig;
+use enclave_protocol::image::ImageConfig;
 
 /// Searched when neither the image nor the manifest sets `PATH`; Docker's default.
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";

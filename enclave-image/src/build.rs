@@ -9,13 +9,14 @@ use enclave_protocol::{
     bundle::Bundle,
     control::Diagnostic,
     digest,
+    image::{BakedConfig, ImageConfig},
     manifest::{self, Context, Manifest, TELEMETRY},
 };
 
 use crate::{
     eif::{self, Measurements, Parts, Ramdisk},
     failure::{Failure, Outcome},
-    image::{self, Image, ImageConfig},
+    image::{self, Image},
     kernel,
     limits::Limits,
     options::{BuildOptions, Environment, Given, Nsm, PolicyKind},
@@ -170,7 +171,8 @@ fn plugins(manifest: &Manifest, mut images: BTreeMap<String, Image>, file: &Path
                 .push(plugin.diagnostic("neither its image nor the manifest's command names a program"));
         }
         let image = plugin.image.clone().unwrap_or_default();
-        plugins.push(Plugin { name: plugin.name.clone(), image, base: false, config, tree });
+        let config = BakedConfig { image, base: false, config };
+        plugins.push(Plugin { name: plugin.name.clone(), config, tree });
     }
     if without_program.is_empty() { Ok(plugins) } else { Err(mistakes(file, &without_program)) }
 }
@@ -189,9 +191,11 @@ fn base_telemetry(
     let entrypoint = vec![format!("/{TELEMETRY_PROGRAM}")];
     Ok(Plugin {
         name: TELEMETRY.to_owned(),
-        image: TELEMETRY_PROGRAM.to_owned(),
-        base: true,
-        config: ImageConfig { entrypoint, ..ImageConfig::default() },
+        config: BakedConfig {
+            image: TELEMETRY_PROGRAM.to_owned(),
+            base: true,
+            config: ImageConfig { entrypoint, ..ImageConfig::default() },
+        },
         tree: author.tree,
     })
 }

@@ -14,22 +14,15 @@ use std::{
     path::Path,
 };
 
-use serde::Deserialize;
+use enclave_protocol::image::ImageConfig;
 
 use crate::{
     failure::{Failure, Outcome},
-    image::{Image, ImageConfig},
+    image::{ConfigFile, Image},
     limits::{FILE_BYTES_MAX, JSON_BYTES_MAX, Limits},
     spool::Spool,
     tree::{Entry, Meta, Node, PATH_BYTES_MAX, Tree, join, normalize},
 };
-
-/// `config.json` of our own layout; its other fields are written anew.
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
-struct ConfigFile {
-    config: Option<ImageConfig>,
-}
 
 /// Reads a directory.
 pub(crate) fn read(path: &Path, limits: &Limits, spool: &mut Spool) -> Outcome<Image> {

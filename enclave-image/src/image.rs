@@ -7,8 +7,8 @@ use std::{
     str::FromStr,
 };
 
-use enclave_protocol::timestamp::Timestamp;
-use serde::{Deserialize, Serialize};
+use enclave_protocol::{image::ImageConfig, timestamp::Timestamp};
+use serde::Deserialize;
 use sha2::{Digest as _, Sha256};
 
 use crate::{
@@ -56,36 +56,6 @@ impl Source {
             Self::Directory(path) | Self::DockerArchive(path) | Self::OciArchive(path) => path,
         }
     }
-}
-
-/// The part of an OCI image config that matters for running it. What the supervisor reads.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "PascalCase", default)]
-pub struct ImageConfig {
-    /// Program and leading arguments.
-    #[serde(deserialize_with = "null_is_empty")]
-    pub entrypoint: Vec<String>,
-    /// Arguments, or the program without an entrypoint.
-    #[serde(deserialize_with = "null_is_empty")]
-    pub cmd: Vec<String>,
-    /// `NAME=value` each.
-    #[serde(deserialize_with = "null_is_empty")]
-    pub env: Vec<String>,
-    /// `""` is the root directory.
-    #[serde(deserialize_with = "null_is_empty")]
-    pub working_dir: String,
-    /// `uid`, `uid:gid`, `name`, `name:group`, or `""` for root.
-    #[serde(deserialize_with = "null_is_empty")]
-    pub user: String,
-}
-
-/// `null` stands for "none" in what Docker writes.
-fn null_is_empty<'de, D, T>(deserializer: D) -> Result<T, D::Error>
-where
-    D: serde::Deserializer<'de>,
-    T: Default + Deserialize<'de>,
-{
-    Ok(Option::deserialize(deserializer)?.unwrap_or_default())
 }
 
 /// The image config of OCI and Docker, which are alike in these fields.

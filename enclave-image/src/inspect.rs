@@ -8,12 +8,12 @@ use std::{
 };
 
 use aws_nitro_enclaves_image_format::defs::EifSectionType;
-use serde::{Deserialize, Serialize};
+use enclave_protocol::image::{BakedConfig, ImageConfig};
+use serde::Serialize;
 
 use crate::{
     cpio::{FILE, TYPE_MASK},
     failure::{Failure, Outcome},
-    image::ImageConfig,
     limits::{JSON_BYTES_MAX, Limits},
     listing::{self, Budget, Member},
     measure,
@@ -115,14 +115,6 @@ pub struct FilePart {
     pub gid: u32,
     /// Bytes; 0 for the other names of a file.
     pub bytes: u32,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
-struct ConfigFile {
-    image: String,
-    base: bool,
-    config: Option<ImageConfig>,
 }
 
 /// Inspects an image file; lists its files if `with_files`.
@@ -232,9 +224,8 @@ impl Inspection {
         let (name, path) = path.split_once('/').unwrap_or((path, ""));
         let plugin = self.plugins.entry(name.to_owned()).or_default();
         if path == "config.json" && is_file {
-            let file: ConfigFile = json(&format!("{PLUGINS}/{name}/{path}"), content)?;
-            (plugin.image, plugin.base) = (file.image, file.base);
-            plugin.config = file.config.unwrap_or_default();
+            let file: BakedConfig = json(&format!("{PLUGINS}/{name}/{path}"), content)?;
+            (plugin.image, plugin.base, plugin.config) = (file.image, file.base, file.config);
         } else if path.starts_with("rootfs/") && is_file {
             plugin.files += 1;
             plugin.bytes += u64::from(member.size);

@@ -7,12 +7,12 @@ use std::{
     path::Path,
 };
 
+use enclave_protocol::image::BakedConfig;
 use flate2::{Compression, GzBuilder};
 
 use crate::{
     cpio,
     failure::{Failure, Outcome},
-    image::ImageConfig,
     module::Module,
     spool::Spool,
     tree::{Entry, Meta, Node, Tree, join},
@@ -107,12 +107,8 @@ pub fn boot(supervisor: &[u8], modules: &[Module], spool: &mut Spool) -> Outcome
 pub struct Plugin {
     /// Its name in the manifest.
     pub name: String,
-    /// The reference that the manifest names for it.
-    pub image: String,
-    /// It belongs to the base image and stands in for whatever reference the manifest names.
-    pub base: bool,
-    /// What its image says about running it.
-    pub config: ImageConfig,
+    /// What the supervisor is told of it.
+    pub config: BakedConfig,
     /// Its root file system.
     pub tree: Tree,
 }
@@ -127,14 +123,12 @@ pub fn application(plugins: &[Plugin], policy: &[u8], build_time: u32, spool: &m
     }
     author.file(POLICY, 0o644, policy)?;
     author.file(BUILD_TIME, 0o644, format!("{build_time}\n").as_bytes())?;
-    for Plugin { name, image, base, config, tree } in plugins {
-        let mut file = serde_json::json!({ "image": image, "config": config });
-        if *base {
-            file["base"] = true.into();
-        }
+    for Plugin { name, config, tree } in plugins {
+        let file =
+            serde_json::to_string_pretty(config).map_err(|error| Failure::Internal(error.to_string()))?;
         let dir = format!("{PLUGINS}/{name}");
         author.directory(&dir, 0o755);
-        author.file(&format!("{dir}/config.json"), 0o644, format!("{file:#}\n").as_bytes())?;
+        author.file(&format!("{dir}/config.json"), 0o644, format!("{file}\n").as_bytes())?;
         author.tree.graft(&join(dir.as_bytes(), b"rootfs"), tree);
     }
     Ok(author.tree)
