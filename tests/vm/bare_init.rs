@@ -12,7 +12,7 @@ use nix::{
     kmod::{ModuleInitFlags, finit_module},
     mount::{MsFlags, mount},
 };
-use vsock::{VMADDR_CID_ANY, VsockListener};
+use vsock::{VMADDR_CID_ANY, VsockListener, VsockStream};
 
 fn main() {
     // Whatever fails shows: the benchmark waits in vain.
@@ -26,15 +26,19 @@ fn main() {
         }
     }
     let listener = VsockListener::bind_with_cid_port(VMADDR_CID_ANY, CONTROL_PORT);
-    for mut stream in listener.iter().flat_map(VsockListener::incoming).flatten() {
-        // One request, which fits: its end is not looked for.
-        let mut request = [0; 512];
-        if stream.read(&mut request).is_err() {
-            continue;
-        }
-        stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\nconnection: close\r\n\r\n").ok();
+    for stream in listener.iter().flat_map(VsockListener::incoming).flatten() {
+        // A connection that was given up while the machine booted may stay silent.
+        std::thread::spawn(move || answer(stream));
     }
     loop {
         std::thread::park();
+    }
+}
+
+/// Answers one request, which fits: its end is not looked for.
+fn answer(mut stream: VsockStream) {
+    let mut request = [0; 512];
+    if stream.read(&mut request).is_ok() {
+        stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\nconnection: close\r\n\r\n").ok();
     }
 }

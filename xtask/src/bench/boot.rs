@@ -4,13 +4,12 @@
 use std::{
     fs,
     io::{Read, Write},
-    os::unix::net::UnixStream,
     path::{Path, PathBuf},
     process::{Child, Stdio},
     time::Duration,
 };
 
-use super::{Table, image::Studio};
+use super::{Table, control, image::Studio};
 use crate::{
     binaries::{self, Binaries},
     failure::{Failure, While as _},
@@ -30,8 +29,6 @@ const PACE: Duration = Duration::from_millis(1);
 const ANSWER_MAX: Duration = Duration::from_millis(500);
 /// What the kernel says as it starts the first process.
 const RUN_INIT: &str = "Run /init as init process";
-/// The vsock port of the control API.
-const CONTROL_PORT: u32 = 100_000;
 
 /// The table, and whether it is over its budget.
 pub(super) fn table(binaries: &Binaries) -> Result<Table, Failure> {
@@ -127,13 +124,7 @@ impl Drop for Boot {
 
 /// Asks for the status. Any answer is one: the bare init has no status.
 fn ask(socket: &Path) -> std::io::Result<()> {
-    let mut stream = UnixStream::connect(socket)?;
-    stream.set_read_timeout(Some(ANSWER_MAX))?;
-    writeln!(stream, "CONNECT {CONTROL_PORT}")?;
-    let mut byte = [0];
-    while byte != *b"\n" {
-        stream.read_exact(&mut byte)?;
-    }
+    let mut stream = control::dial(socket, ANSWER_MAX)?;
     stream.write_all(b"GET /v1/status HTTP/1.1\r\nhost: enclave\r\nconnection: close\r\n\r\n")?;
     let mut word = [0; 12];
     stream.read_exact(&mut word)?;

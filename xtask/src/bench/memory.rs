@@ -3,7 +3,6 @@
 use std::{
     fs,
     io::{Read, Write},
-    os::unix::net::UnixStream,
     path::{Path, PathBuf},
     process::{Child, Stdio},
     time::Duration,
@@ -12,7 +11,7 @@ use std::{
 use base64::{Engine as _, prelude::BASE64_STANDARD};
 use serde_json::{Value, json};
 
-use super::Table;
+use super::{Table, control};
 use crate::{
     binaries::Binaries,
     cargo,
@@ -86,13 +85,7 @@ fn request() -> Value {
 fn put(socket: &Path, request: &Value) -> Result<String, Failure> {
     let body = request.to_string();
     let exchange = || -> std::io::Result<String> {
-        let mut stream = UnixStream::connect(socket)?;
-        stream.set_read_timeout(Some(START_MAX))?;
-        stream.write_all(b"CONNECT 100000\n")?;
-        let mut byte = [0];
-        while byte != *b"\n" {
-            stream.read_exact(&mut byte)?;
-        }
+        let mut stream = control::dial(socket, START_MAX)?;
         write!(stream, "PUT /v1/manifest HTTP/1.1\r\nhost: e\r\ncontent-length: {}\r\n\r\n", body.len())?;
         stream.write_all(body.as_bytes())?;
         let mut word = [0; 12];

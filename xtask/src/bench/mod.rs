@@ -1,6 +1,7 @@
 //! `cargo xtask bench`: numbers of the release build, as markdown tables that go into the repository.
 
 mod boot;
+mod control;
 mod image;
 mod memory;
 mod sizes;
