@@ -124,7 +124,7 @@ pub struct RunOptions {
     /// Nitro Secure Module: measure the manifest with it and draw randomness from it (vm and child)
     #[arg(long, env = "ENCLAVE_NSM", value_enum, default_value = "auto")]
     pub nsm: NsmUse,
-    /// Version of the kernel's control groups to mount: v2 where the kernel has it without (vm)
+    /// Version of the kernel's control groups to mount; without it v2 where the kernel has all of it (vm)
     #[arg(long, env = "ENCLAVE_CGROUP", value_enum)]
     pub cgroup: Option<CgroupVersion>,
     /// How records look on standard error

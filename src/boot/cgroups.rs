@@ -1,10 +1,16 @@
 //! Which cgroup hierarchies the init of a machine mounts. Pure.
+//!
+//! Version 2 is there since Linux 4.5, and without the CPU controller until 4.15: the kernel that ships with
+//! nitro-cli has it and can limit no CPU with it. So it is looked at after it has been mounted.
 
 use clap::ValueEnum;
 
 use crate::sys::mount::Mount;
 
-const ROOT: &str = "/sys/fs/cgroup";
+/// Where they are mounted.
+pub const ROOT: &str = "/sys/fs/cgroup";
+/// The controllers that plugins are limited by.
+const LIMITING: [&str; 3] = ["cpu", "memory", "pids"];
 
 /// A version of the kernel's control groups.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -39,6 +45,13 @@ pub fn plan(wanted: Option<CgroupVersion>, filesystems: &str, controllers: &str)
     }
 }
 
+/// Whether version 2 offers all that plugins are limited by, as far as the kernel has it at all. `offered` is
+/// the content of the mounted hierarchy's `cgroup.controllers`.
+pub fn is_complete(offered: &str, controllers: &str) -> bool {
+    let has = |name: &str| offered.split_whitespace().any(|known| known == name);
+    enabled(controllers).filter(|name| LIMITING.contains(name)).all(has)
+}
+
 /// The enabled controllers of `/proc/cgroups`: name, hierarchy, number of cgroups, enabled.
 fn enabled(controllers: &str) -> impl Iterator<Item = &str> {
     controllers.lines().filter(|line| !line.starts_with('#')).filter_map(|line| {
@@ -65,6 +78,14 @@ mod tests {
     fn version_2_is_mounted_where_the_kernel_has_it() {
         let both = "nodev\tproc\nnodev\tcgroup\nnodev\tcgroup2\n\text4\n";
         assert_eq!(targets(None, both), "cgroup2 /sys/fs/cgroup ");
+    }
+
+    #[test]
+    fn a_version_2_that_lacks_a_controller_which_the_kernel_has_is_not_complete() {
+        // As on Linux 4.14; the memory controller of these is disabled.
+        assert!(!is_complete("io memory pids\n", CONTROLLERS));
+        assert!(is_complete("cpuset cpu io pids\n", CONTROLLERS));
+        assert!(is_complete("", ""));
     }
 
     #[test]

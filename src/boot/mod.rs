@@ -268,8 +268,7 @@ impl Machine {
         self.tried("NoConsole", "open the console", console);
         let linked = mounts::link_descriptors();
         self.tried("MountFailed", "make the links of /dev", linked);
-        for mount in mounts::cgroups(options.cgroup) {
-            let mounted = mount.perform();
+        for (mount, mounted) in mounts::cgroups(options.cgroup) {
             self.tried("MountFailed", &format!("mount {}", mount.target), mounted);
         }
         self.load_modules(Path::new(MODULES));

@@ -3,7 +3,7 @@
 use std::{fs, io, os::unix::fs::symlink};
 
 use super::cgroups::{self, CgroupVersion};
-use crate::sys::mount::Mount;
+use crate::sys::{self, mount::Mount};
 
 /// The links that programs expect in /dev, as AWS's init makes them.
 const LINKS: [(&str, &str); 4] = [
@@ -34,11 +34,22 @@ pub(super) fn kernel() -> Vec<(Mount, bool)> {
     ]
 }
 
-/// The cgroup hierarchies for this kernel. /proc must be mounted.
-pub(super) fn cgroups(wanted: Option<CgroupVersion>) -> Vec<Mount> {
+/// Mounts the cgroup hierarchies for this kernel, each with what became of it. /proc and /sys must be mounted.
+pub(super) fn cgroups(wanted: Option<CgroupVersion>) -> Vec<(Mount, io::Result<()>)> {
     // A kernel without cgroups has no such file; then there is nothing to mount.
-    let read = |path| fs::read_to_string(path).unwrap_or_default();
-    cgroups::plan(wanted, &read("/proc/filesystems"), &read("/proc/cgroups"))
+    let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
+    let (filesystems, controllers) = (read("/proc/filesystems"), read("/proc/cgroups"));
+    let perform = |mounts: Vec<Mount>| mounts.into_iter().map(|mount| (mount.perform(), mount));
+    let mounted: Vec<_> = perform(cgroups::plan(wanted, &filesystems, &controllers)).collect();
+    let is_version_2 = mounted.first().is_some_and(|(done, mount)| mount.kind == "cgroup2" && done.is_ok());
+    let offered = read(&format!("{}/cgroup.controllers", cgroups::ROOT));
+    let is_left = wanted.is_none() && is_version_2 && !cgroups::is_complete(&offered, &controllers);
+    let mounted = if is_left && sys::mount::unmount(cgroups::ROOT).is_ok() {
+        perform(cgroups::plan(Some(CgroupVersion::V1), &filesystems, &controllers)).collect()
+    } else {
+        mounted
+    };
+    mounted.into_iter().map(|(done, mount)| (mount, done)).collect()
 }
 
 /// Makes [`LINKS`].
