@@ -57,7 +57,7 @@ impl Whole {
         let config = json!({"Entrypoint": ["/enclave-telemetry"], "Env": ["ENCLAVE_EXPORT_INTERVAL=1s"]});
         scene.program("telemetry", &image("telemetry"), &product("enclave-telemetry"), config);
         let collector = Collector::start();
-        let mut words = words(&scene);
+        let mut words = scene.proxy_words();
         words.push(format!("--resolve={COLLECTOR}:{}", collector.address));
         let mut enclave = scene.start_as(how);
         let proxy = start(&words);
@@ -117,23 +117,6 @@ pub(crate) fn accepted(proxy: &Process) {
     proxy.stderr.wait("the manifest to be accepted", |lines| {
         lines.iter().any(|line| line.contains("the enclave accepted the manifest")).then_some(())
     });
-}
-
-/// host-proxy's command line for the enclave and the manifest of this scene.
-pub(crate) fn words(scene: &Scene) -> Vec<String> {
-    let path = |name: &str| scene.path(name).display().to_string();
-    vec![
-        product("enclave-host-proxy").display().to_string(),
-        "run".to_owned(),
-        format!("--transport=unix:{}", path("v.sock")),
-        format!("--manifest={}", path("manifest.yaml")),
-        format!("--config-dir={}", path("config")),
-        format!("--state-dir={}", path("state")),
-        format!("--admin={}", path("admin.sock")),
-        "--metrics-listen=127.0.0.1:0".to_owned(),
-        "--health-listen=127.0.0.1:0".to_owned(),
-        "--ingress-listen=127.0.0.1".to_owned(),
-    ]
 }
 
 /// A request to a port of this machine.

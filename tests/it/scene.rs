@@ -76,6 +76,23 @@ impl Scene {
     pub(crate) fn hello(&self, plugin: &str) {
         self.program(plugin, &image(plugin), &product("hello"), json!({"Entrypoint": ["/hello"]}));
     }
+
+    /// host-proxy's command line for this scene's enclave and manifest.
+    pub(crate) fn proxy_words(&self) -> Vec<String> {
+        let path = |name: &str| self.path(name).display().to_string();
+        vec![
+            product("enclave-host-proxy").display().to_string(),
+            "run".to_owned(),
+            format!("--transport=unix:{}", path("v.sock")),
+            format!("--manifest={}", path("manifest.yaml")),
+            format!("--config-dir={}", path("config")),
+            format!("--state-dir={}", path("state")),
+            format!("--admin={}", path("admin.sock")),
+            "--metrics-listen=127.0.0.1:0".to_owned(),
+            "--health-listen=127.0.0.1:0".to_owned(),
+            "--ingress-listen=127.0.0.1".to_owned(),
+        ]
+    }
 }
 
 /// The reference that a test's plugin is baked from.

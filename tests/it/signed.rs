@@ -72,7 +72,7 @@ fn a_signed_manifest_runs_and_one_without_its_signature_does_not() {
 fn host_proxy_hands_the_signature_over_with_the_manifest() {
     let (mut enclave, _) = signed();
     let manifest = fs::read_to_string(enclave.scene.path("manifest.yaml")).unwrap();
-    let mut words = proxy::words(&enclave.scene);
+    let mut words = enclave.scene.proxy_words();
     words.push(format!("--signature={}", enclave.scene.path("manifest.sig").display()));
 
     // Signed before it was changed.

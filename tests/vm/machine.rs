@@ -50,7 +50,7 @@ impl Machine {
     /// Boots an image. `append` are further words for the kernel, which only the stock machine takes.
     pub(crate) fn boot(scene: &Scene, image: &Image, bed: Bed, append: &str) -> Self {
         let alone = CORES.lock().unwrap_or_else(PoisonError::into_inner);
-        let (socket, console) = (scene.path("vm.sock"), scene.path("console.log"));
+        let (socket, console) = (scene.path("v.sock"), scene.path("console.log"));
         let mut words = vec![
             tool().display().to_string(),
             "boot".to_owned(),

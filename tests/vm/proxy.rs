@@ -4,10 +4,7 @@ use std::{net::SocketAddr, process::ExitStatus};
 
 use serde_json::Value;
 
-use crate::{
-    process::Process,
-    scene::{Scene, product},
-};
+use crate::{process::Process, scene::Scene};
 
 /// The name and port under which the manifests here know the collector.
 pub(crate) const COLLECTOR: (&str, u16) = ("collector.test", 4318);
@@ -22,19 +19,7 @@ impl Proxy {
     /// Starts it for the scene's manifest.
     pub(crate) fn start(scene: &Scene, collector: Option<SocketAddr>) -> Self {
         std::fs::create_dir_all(scene.path("config")).unwrap();
-        let path = |name: &str| scene.path(name).display().to_string();
-        let mut words = vec![
-            product("enclave-host-proxy").display().to_string(),
-            "run".to_owned(),
-            format!("--transport=unix:{}", path("vm.sock")),
-            format!("--manifest={}", path("manifest.yaml")),
-            format!("--config-dir={}", path("config")),
-            format!("--state-dir={}", path("state")),
-            format!("--admin={}", path("admin.sock")),
-            "--metrics-listen=127.0.0.1:0".to_owned(),
-            "--health-listen=127.0.0.1:0".to_owned(),
-            "--ingress-listen=127.0.0.1".to_owned(),
-        ];
+        let mut words = scene.proxy_words();
         if let Some(address) = collector {
             words.push(format!("--resolve={}:{}:{address}", COLLECTOR.0, COLLECTOR.1));
         }

@@ -2,9 +2,9 @@
 
 use std::{
     fs,
-    io::{BufRead as _, BufReader, Read as _, Write as _},
+    io::{BufRead as _, BufReader, Lines, Read as _, Write as _},
     os::unix::{fs::PermissionsExt as _, net::UnixStream},
-    process::Stdio,
+    process::{Child, ChildStdout, Stdio},
 };
 
 use expect_test::expect;
@@ -127,14 +127,20 @@ fn the_end_that_the_console_tells_is_the_exit_code() {
     assert_eq!(fs::read_to_string(scene.path("c")).unwrap(), "");
 }
 
+/// Boots a machine that does nothing; its events line by line.
+fn sleeping(scene: &Scene) -> (Child, Lines<BufReader<ChildStdout>>) {
+    scene.built(&["--blobs", &blobs(scene)]);
+    qemu(scene, "exec sleep 60");
+    let boot = ["boot", "x.eif", "--vsock", "v", "--qemu", "./qemu", "--vhost-device-vsock", "./vhost"];
+    let mut child = scene.command(&boot).stdout(Stdio::piped()).spawn().unwrap();
+    let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    (child, lines)
+}
+
 #[test]
 fn a_signal_to_boot_ends_what_it_started() {
     let scene = Scene::new();
-    scene.built(&["--blobs", &blobs(&scene)]);
-    qemu(&scene, "exec sleep 60");
-    let boot = ["boot", "x.eif", "--vsock", "v", "--qemu", "./qemu", "--vhost-device-vsock", "./vhost"];
-    let mut child = scene.command(&boot).stdout(Stdio::piped()).spawn().unwrap();
-    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    let (mut child, mut lines) = sleeping(&scene);
     let started: serde_json::Value = serde_json::from_str(&lines.next().unwrap().unwrap()).unwrap();
     assert_eq!(started["event"], "started");
     kill(Pid::from_raw(i32::try_from(child.id()).unwrap()), Signal::SIGTERM).unwrap();
@@ -149,11 +155,7 @@ fn a_signal_to_boot_ends_what_it_started() {
 #[test]
 fn the_heartbeat_is_answered_and_told() {
     let scene = Scene::new();
-    scene.built(&["--blobs", &blobs(&scene)]);
-    qemu(&scene, "exec sleep 60");
-    let boot = ["boot", "x.eif", "--vsock", "v", "--qemu", "./qemu", "--vhost-device-vsock", "./vhost"];
-    let mut child = scene.command(&boot).stdout(Stdio::piped()).spawn().unwrap();
-    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    let (mut child, mut lines) = sleeping(&scene);
     lines.next().unwrap().unwrap();
     let mut guest = UnixStream::connect(scene.path("v_9000")).unwrap();
     guest.write_all(&[0xb7]).unwrap();
