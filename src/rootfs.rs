@@ -42,8 +42,8 @@ pub enum PathError {
 /// Where `path` lies beneath `root`, outside view. Symlinks that stay inside are followed; the rest may not
 /// exist yet.
 ///
-/// An absolute symlink is refused although the plugin's root would keep it inside: the same tree is also walked from
-/// outside, and there it leads out.
+/// An absolute symlink is refused although the plugin's root would keep it inside: the same tree is also
+/// walked from outside, and there it leads out.
 pub fn resolve(root: &Path, path: &str) -> Result<PathBuf, PathError> {
     let mut left: Vec<PathBuf> = parts(Path::new(path));
     let mut inside = PathBuf::new();

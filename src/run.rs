@@ -277,10 +277,14 @@ async fn confess(options: &RunOptions, rings: &Arc<Rings>, error: &RunError) {
 }
 
 fn judge(options: &RunOptions, mut remarks: Vec<Condition>) -> Result<Judge, RunError> {
+    let mut remark = |kind: &str, message: String| {
+        tracing::warn!(kind, "{message}");
+        remarks.push(Condition { kind: kind.to_owned(), message });
+    };
     let catalog = match Catalog::read(&options.plugins) {
         Ok((catalog, errors)) => {
             for error in errors {
-                tracing::error!(%error, "a plugin of the image is left out");
+                remark("PluginLeftOut", error.to_string());
             }
             catalog
         }
@@ -288,10 +292,6 @@ fn judge(options: &RunOptions, mut remarks: Vec<Condition>) -> Result<Judge, Run
             tracing::error!(%error, dir = %options.plugins.display(), "the image has no plugins");
             Catalog::default()
         }
-    };
-    let mut remark = |kind: &str, message: String| {
-        tracing::warn!("{message}");
-        remarks.push(Condition { kind: kind.to_owned(), message });
     };
     let user = nix::unistd::Uid::effective();
     if !user.is_root() {

@@ -34,7 +34,7 @@ pub(super) fn kernel() -> Vec<(Mount, bool)> {
     ]
 }
 
-/// Mounts the cgroup hierarchies for this kernel, each with what became of it. /proc and /sys must be mounted.
+/// Mounts the cgroup hierarchies for this kernel; each with what became of it. /proc and /sys must be there.
 pub(super) fn cgroups(wanted: Option<CgroupVersion>) -> Vec<(Mount, io::Result<()>)> {
     // A kernel without cgroups has no such file; then there is nothing to mount.
     let read = |path: &str| fs::read_to_string(path).unwrap_or_default();

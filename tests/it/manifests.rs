@@ -221,3 +221,14 @@ fn a_manifest_for_which_there_is_no_room_is_answered_so_and_another_may_come() {
     enclave.signal(Signal::SIGTERM);
     assert_eq!(enclave.end().code(), Some(0));
 }
+
+#[test]
+fn a_corrupt_plugin_of_the_image_is_left_out_and_the_host_is_told() {
+    let scene = Scene::with_app();
+    scene.write("plugins/broken/config.json", "{");
+    let mut enclave = scene.start();
+    let accepted = enclave.run(&deployment(json!([idle("app")])));
+    let left_out = accepted.conditions.iter().find(|condition| condition.kind == "PluginLeftOut");
+    assert!(left_out.is_some_and(|condition| condition.message.contains("\"broken\"")), "{accepted:#?}");
+    enclave.started("app");
+}
