@@ -309,7 +309,8 @@ fn named_files(manifest: &Manifest, files: &Files) -> Json {
     ])
 }
 
-fn hex(bytes: &[u8]) -> String {
+/// Lower-case hexadecimal, as digests, registers and tokens are written.
+pub fn hex(bytes: &[u8]) -> String {
     use std::fmt::Write as _;
     bytes.iter().fold(String::with_capacity(2 * bytes.len()), |mut text, byte| {
         write!(text, "{byte:02x}").expect("invariant: a String takes every write");

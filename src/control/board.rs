@@ -1,6 +1,5 @@
 //! What readers of the API see. The driver writes it; connections read it; neither waits for the other.
 
-use std::fmt::Write as _;
 use std::sync::{
     Arc, OnceLock,
     atomic::{AtomicBool, AtomicU64, Ordering},
@@ -8,6 +7,7 @@ use std::sync::{
 
 use enclave_protocol::{
     control::{AckRequest, DrainRequest, ManifestAccepted, Status, TOKEN_BYTES},
+    digest::hex,
     metrics::Sample,
 };
 use tokio::sync::{mpsc, oneshot, watch};
@@ -152,12 +152,7 @@ impl Board {
 pub fn random_hex<const N: usize>() -> Result<String, getrandom::Error> {
     let mut bytes = [0; N];
     getrandom::fill(&mut bytes)?;
-    let mut text = String::with_capacity(2 * N);
-    for byte in bytes {
-        // A String takes every write.
-        write!(text, "{byte:02x}").ok();
-    }
-    Ok(text)
+    Ok(hex(&bytes))
 }
 
 /// Compares in a time that does not tell how much of it was right.

@@ -17,6 +17,7 @@ use aws_nitro_enclaves_nsm_api::{
     api::{ErrorCode, Request, Response},
     driver::nsm_process_request,
 };
+use enclave_protocol::digest::hex;
 
 const DEVICE: &str = "/dev/nsm";
 /// The register that the manifest's digest goes into. Registers below 16 are the hypervisor's.
@@ -134,13 +135,4 @@ fn failed(what: String, answer: Response) -> NsmError {
         Response::Error(code) => NsmError::Refused { what, code },
         _ => NsmError::Confused(what),
     }
-}
-
-fn hex(bytes: &[u8]) -> String {
-    use std::fmt::Write as _;
-    bytes.iter().fold(String::with_capacity(2 * bytes.len()), |mut text, byte| {
-        // A String takes every write.
-        write!(text, "{byte:02x}").ok();
-        text
-    })
 }
