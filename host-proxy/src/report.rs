@@ -222,6 +222,9 @@ mod tests {
             last_exit: None,
             next_restart: None,
             since: Timestamp(0),
+            message: None,
+            oom_kills: 0,
+            probes: Vec::new(),
         };
         let second = 1_000_000_000;
         let failing = PluginStatus {
@@ -238,6 +241,9 @@ mod tests {
             }),
             next_restart: Some(Timestamp(220 * second)),
             since: Timestamp(190 * second),
+            message: None,
+            oom_kills: 0,
+            probes: Vec::new(),
             ..plugin("fastapi")
         };
         Report {

@@ -268,6 +268,56 @@ pub struct PluginStatus {
     pub next_restart: Option<Timestamp>,
     /// Since when the plugin is in this phase.
     pub since: Timestamp,
+    /// More about the reason, for people.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub message: Option<String>,
+    /// Runs in which the out-of-memory killer struck.
+    #[serde(default)]
+    pub oom_kills: u64,
+    /// What the present run's probes say, in the order of [`ProbeKind`]; only those that the manifest has.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub probes: Vec<ProbeStatus>,
+}
+
+/// What one probe of a plugin's present run has found.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ProbeStatus {
+    /// Which.
+    pub kind: ProbeKind,
+    /// Whether it counts as passing, thresholds considered; none before it has counted either way.
+    pub passing: Option<bool>,
+    /// Failures in a row up to now.
+    pub failures: u32,
+    /// What the last failure was, for people; it stays until a success.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub message: Option<String>,
+}
+
+/// The ways in which a plugin is asked, or tells, how it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum ProbeKind {
+    /// `startupProbe`.
+    Startup,
+    /// `livenessProbe`.
+    Liveness,
+    /// `readinessProbe`.
+    Readiness,
+    /// `READY=1` on the plugin's notification socket.
+    Notify,
+}
+
+impl ProbeKind {
+    /// The word for people.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Startup => "startup",
+            Self::Liveness => "liveness",
+            Self::Readiness => "readiness",
+            Self::Notify => "notify",
+        }
+    }
 }
 
 /// What one plugin does.

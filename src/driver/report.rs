@@ -88,6 +88,9 @@ pub(super) fn status(
         last_exit: plugin.last_exit.map(|exit| last_exit(&exit, failure.as_deref(), clock)),
         next_restart: plugin.next_restart.map(|moment| clock.wall_at(moment)),
         since: clock.wall_at(plugin.since),
+        message: None,
+        oom_kills: 0,
+        probes: Vec::new(),
     };
     Status {
         boot_id: accepted.boot_id.clone(),

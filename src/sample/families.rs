@@ -203,6 +203,9 @@ mod tests {
             last_exit: Some(exit),
             next_restart: None,
             since: Timestamp(0),
+            message: None,
+            oom_kills: 0,
+            probes: Vec::new(),
         };
         let usage = Usage { cpu: Duration::from_secs(2), memory: 4096, processes: 1 };
         let plugin = Plugin { status, usage: Some(usage), cpu_gone: Duration::from_secs(3), oom_kills: 1 };

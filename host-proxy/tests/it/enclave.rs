@@ -310,6 +310,9 @@ fn put(inside: &watch::Sender<Inside>, body: &[u8]) -> Response<Body> {
             last_exit: None,
             next_restart: None,
             since: Timestamp(0),
+            message: None,
+            oom_kills: 0,
+            probes: Vec::new(),
         }];
         let accepted = ManifestAccepted {
             digest: digest.clone(),
