@@ -50,7 +50,7 @@ use crate::{
         server::{Shared, serve_inside},
     },
     deployment::{self, Deployment, PrepareError, StateDir},
-    engine::{Effect, Engine, Event, Outcome},
+    engine::{Effect, Engine, Event, Outcome, ProbeResult},
     options::Exit,
     sample::{
         families,
@@ -393,6 +393,15 @@ impl Driver {
                 match effect {
                     Effect::Spawn { plugin, run } => events.extend(running.children.spawn(plugin, run)),
                     Effect::Signal { plugin, run, signal } => running.children.signal(plugin, run, signal),
+                    // The edge follows in the next commit.
+                    Effect::Probe { plugin, run, kind, id } => {
+                        let result = ProbeResult::Unknown;
+                        events.push_back(Event::Probed { plugin, run, kind, id, result });
+                    }
+                    Effect::CancelProbe { .. } => {}
+                    Effect::PreStop { plugin, run } => {
+                        events.push_back(Event::PreStopEnded { plugin, run });
+                    }
                     Effect::Report(change) => {
                         let plugin = change.plugin();
                         let name = plugin.and_then(|plugin| running.children.names().get(plugin.0));

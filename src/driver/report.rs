@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use enclave_protocol::{
-    control::{self, ManifestAccepted, PluginStatus, Status},
+    control::{self, ManifestAccepted, PluginStatus, ProbeStatus, Status},
     manifest::{self, Manifest, PluginKind},
 };
 
@@ -11,8 +11,8 @@ use crate::{
     clock::Clock,
     control::board::Board,
     engine::{
-        Change, DeploymentPhase, ExitReason, LastExit, Outcome, PluginId, PluginSnapshot, RestartCurve,
-        RestartPolicy, Role, RunEnd, Snapshot, Spec,
+        Change, DeploymentPhase, ExitReason, LastExit, Outcome, PluginId, PluginSnapshot, ProbeSnapshot,
+        Probes, RestartCurve, RestartPolicy, Role, RunEnd, Snapshot, Spec,
     },
     sys::shim::Failure,
 };
@@ -47,6 +47,10 @@ pub(super) fn specs(manifest: &Manifest) -> Vec<Spec> {
         },
         grace: plugin.grace,
         depends_on: plugin.depends_on.iter().filter_map(|name| ids.get(name.as_str()).copied()).collect(),
+        // In force with the edge, which follows in the next commit.
+        probes: Probes::default(),
+        notify: false,
+        pre_stop: false,
     };
     manifest.plugins.iter().map(spec).collect()
 }
@@ -90,7 +94,7 @@ pub(super) fn status(
         since: clock.wall_at(plugin.since),
         message: None,
         oom_kills: 0,
-        probes: Vec::new(),
+        probes: plugin.probes.iter().copied().map(probe_status).collect(),
     };
     Status {
         boot_id: accepted.boot_id.clone(),
@@ -109,6 +113,11 @@ pub(super) fn status(
         measurements: board.status.borrow().measurements.clone(),
         plugins: snapshot.plugins.iter().zip(names).zip(failures).map(plugin).collect(),
     }
+}
+
+fn probe_status(probe: ProbeSnapshot) -> ProbeStatus {
+    let ProbeSnapshot { kind, passing, failures } = probe;
+    ProbeStatus { kind, passing, failures, message: None }
 }
 
 fn last_exit(exit: &LastExit, failure: Option<&str>, clock: Clock) -> control::LastExit {

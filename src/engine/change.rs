@@ -4,6 +4,8 @@ use std::fmt;
 use std::time::Duration;
 
 use super::event::{ExitReason, Outcome, PluginId, SpawnError};
+use super::snapshot::Reason;
+use super::spec::ProbeKind;
 
 /// One visible transition of a plugin or of the deployment. `Display` is a message for people, without the
 /// plugin's name; [`reason`](Self::reason) the word programs branch on.
@@ -53,6 +55,22 @@ pub enum Change {
         /// Who.
         plugin: PluginId,
     },
+    /// Everything that its readiness depends on has come true. Only of plugins that are not ready as soon as
+    /// they run.
+    Ready {
+        /// Who.
+        plugin: PluginId,
+    },
+    /// A probe failed as often in a row as its threshold says. A startup or liveness probe ends the run, a
+    /// readiness probe makes it not ready.
+    ProbeFailed {
+        /// Who.
+        plugin: PluginId,
+        /// Which.
+        kind: ProbeKind,
+        /// How often in a row.
+        failures: u32,
+    },
     /// It succeeded and stays down.
     Completed {
         /// Who.
@@ -77,6 +95,13 @@ pub enum Change {
         /// The dependency that failed for good or cannot start either; the plugin itself where its
         /// dependencies could never be met (a cycle).
         dependency: PluginId,
+    },
+    /// What is to be done before it is told to stop has begun.
+    PreStop {
+        /// Who.
+        plugin: PluginId,
+        /// What it has as a whole until it is killed.
+        kill_in: Duration,
     },
     /// It was told to stop.
     Stopping {
@@ -127,10 +152,13 @@ impl Change {
             | Self::BackOff { plugin, .. }
             | Self::CrashLoop { plugin }
             | Self::Steady { plugin }
+            | Self::Ready { plugin }
+            | Self::ProbeFailed { plugin, .. }
             | Self::Completed { plugin }
             | Self::Failed { plugin }
             | Self::GaveUp { plugin, .. }
             | Self::DependencyFailed { plugin, .. }
+            | Self::PreStop { plugin, .. }
             | Self::Stopping { plugin, .. }
             | Self::Killed { plugin }
             | Self::Unkillable { plugin }
@@ -148,10 +176,13 @@ impl Change {
             Self::BackOff { .. } => "BackOff",
             Self::CrashLoop { .. } => "CrashLoop",
             Self::Steady { .. } => "Steady",
+            Self::Ready { .. } => "Ready",
+            Self::ProbeFailed { kind, .. } => Reason::probe_failed(*kind).as_str(),
             Self::Completed { .. } => "Completed",
             Self::Failed { .. } => "Failed",
             Self::GaveUp { .. } => "GaveUp",
             Self::DependencyFailed { .. } => "DependencyFailed",
+            Self::PreStop { .. } => "PreStop",
             Self::Stopping { .. } => "Stopping",
             Self::Killed { .. } => "Killed",
             Self::Unkillable { .. } => "Unkillable",
@@ -176,11 +207,24 @@ impl fmt::Display for Change {
                 f.write_str("restarted again without a long run in between: in a crash loop")
             }
             Self::Steady { .. } => f.write_str("runs longer than it last waited: out of its crash loop"),
+            Self::Ready { .. } => f.write_str("ready"),
+            Self::ProbeFailed { kind, failures, .. } => {
+                let (word, end) = match kind {
+                    ProbeKind::Startup => ("startup", "the run is ended"),
+                    ProbeKind::Liveness => ("liveness", "the run is ended"),
+                    ProbeKind::Readiness => ("readiness", "not ready"),
+                };
+                let times = if *failures == 1 { "time" } else { "times" };
+                write!(f, "{word} probe failed {failures} {times} in a row: {end}")
+            }
             Self::Completed { .. } => f.write_str("succeeded and stays down"),
             Self::Failed { .. } => f.write_str("failed and stays down"),
             Self::GaveUp { restarts, .. } => write!(f, "stays down: all {restarts} restarts are spent"),
             Self::DependencyFailed { .. } => {
                 f.write_str("cannot start: a plugin it depends on failed for good")
+            }
+            Self::PreStop { kill_in, .. } => {
+                write!(f, "runs its preStop hook, to stop within {}", Seconds(*kill_in))
             }
             Self::Stopping { kill_in, .. } => write!(f, "told to stop within {}", Seconds(*kill_in)),
             Self::Killed { .. } => f.write_str("killed: it did not stop in time"),

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::change::Change;
+use super::spec::ProbeKind;
 
 /// Monotonic time since the supervisor's start. The engine never asks for it: the driver passes it in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
@@ -44,6 +45,24 @@ pub struct RunId(
     /// The engine counts from 1.
     pub u64,
 );
+
+/// One question of one probe: unique within an engine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ProbeId(
+    /// The engine counts from 1.
+    pub u64,
+);
+
+/// What came out of one probe.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum ProbeResult {
+    /// It is well.
+    Success,
+    /// It is not, or did not answer in time.
+    Failure,
+    /// The probe could not be performed, which says nothing about the plugin and counts as neither.
+    Unknown,
+}
 
 /// How a process ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -123,6 +142,33 @@ pub enum Event {
         /// How.
         exit: ExitReason,
     },
+    /// The answer to [`Effect::Probe`], or of a probe that was cancelled meanwhile, which is ignored.
+    Probed {
+        /// Whose.
+        plugin: PluginId,
+        /// Which run.
+        run: RunId,
+        /// Which probe.
+        kind: ProbeKind,
+        /// Of the question.
+        id: ProbeId,
+        /// What came out.
+        result: ProbeResult,
+    },
+    /// The plugin said `READY=1`. May overtake the run's `Spawned`.
+    Notified {
+        /// Who.
+        plugin: PluginId,
+        /// Which run.
+        run: RunId,
+    },
+    /// What [`Effect::PreStop`] asked for is done, or failed: both count alike.
+    PreStopEnded {
+        /// Whose.
+        plugin: PluginId,
+        /// Which run.
+        run: RunId,
+    },
     /// The moment of [`Engine::next_deadline`](super::Engine::next_deadline) has come. Harmless at any other
     /// time, and not needed where another event arrives first: every step handles all that is due.
     DeadlineReached,
@@ -151,6 +197,37 @@ pub enum Effect {
         run: RunId,
         /// Ask or force.
         signal: Stop,
+    },
+    /// Perform one probe now; answer with [`Event::Probed`]. No answer within the probe's timeout is a
+    /// failure; the engine gives up on an answer itself [`PROBE_SLACK`](super::PROBE_SLACK) later.
+    Probe {
+        /// Whose.
+        plugin: PluginId,
+        /// Which run.
+        run: RunId,
+        /// Which probe.
+        kind: ProbeKind,
+        /// To be given back with the answer.
+        id: ProbeId,
+    },
+    /// Give up a probe that is not answered yet, and what it left behind. Its answer is of no use any more.
+    CancelProbe {
+        /// Whose.
+        plugin: PluginId,
+        /// Which run.
+        run: RunId,
+        /// Which probe.
+        kind: ProbeKind,
+        /// Of the question.
+        id: ProbeId,
+    },
+    /// Do what is to be done before the plugin is told to stop; answer with [`Event::PreStopEnded`]. It may
+    /// take until TERM or KILL is sent to the run, or the run ends: then it is to be given up.
+    PreStop {
+        /// Whose.
+        plugin: PluginId,
+        /// Which run.
+        run: RunId,
     },
     /// One visible transition, for status, events and logs.
     Report(Change),

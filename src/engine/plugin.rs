@@ -4,11 +4,13 @@
 use std::time::Duration;
 
 use super::change::Change;
-use super::event::{Effect, ExitReason, Moment, PluginId, RunEnd, RunId, Stop};
+use super::event::{Effect, Moment, PluginId, RunEnd, RunId};
+use super::probe::Probing;
 use super::random::Random;
 use super::restart::{self, Verdict};
-use super::snapshot::{LastExit, PluginPhase, PluginSnapshot, Reason};
-use super::spec::Spec;
+use super::snapshot::{LastExit, phase};
+use super::spec::{ProbeKind, RestartPolicy, Spec};
+use super::stop::Turn;
 
 /// What the engine wants of a plugin. Only ever moves down this list.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -17,10 +19,31 @@ pub(super) enum Desired {
     Run,
     /// A stop began elsewhere: to run on until its turn comes, but never to be started again.
     Finish,
-    /// Its turn came: to end, with TERM at once and KILL at `kill_at`; not waited for after `give_up_at`.
-    Stop { kill_at: Moment, give_up_at: Moment },
+    /// Its turn came: to end within the limits of its turn.
+    Stop(Turn),
     /// Not waited for any more. If it has or gets a process, that one is killed.
     Abandon,
+}
+
+impl Desired {
+    /// When a process is to be killed at the latest, whatever its grace.
+    pub(super) fn kill_limit(self) -> Moment {
+        match self {
+            Self::Run | Self::Finish => Moment(Duration::MAX),
+            Self::Stop(turn) => turn.kill_limit,
+            Self::Abandon => Moment::default(),
+        }
+    }
+}
+
+/// A run that has its process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Process {
+    pub(super) run: RunId,
+    pub(super) pid: u32,
+    pub(super) started: Moment,
+    /// The probe whose failure ends the run.
+    pub(super) condemned: Option<ProbeKind>,
 }
 
 /// What a plugin does.
@@ -29,9 +52,10 @@ pub(super) enum Actual {
     Waiting,
     Blocked,
     Spawning { run: RunId, asked: Moment },
-    Running { run: RunId, pid: u32, started: Moment },
-    Terminating { run: RunId, pid: u32, started: Moment },
-    Killing { run: RunId, pid: u32, started: Moment },
+    Running(Process),
+    PreStopping { process: Process, kill_at: Moment },
+    Terminating { process: Process, kill_at: Moment },
+    Killing { process: Process, killed_at: Moment },
     BackingOff { until: Moment },
     Completed,
     Failed { spent: bool },
@@ -40,19 +64,23 @@ pub(super) enum Actual {
 
 #[derive(Debug, Clone)]
 pub(super) struct Plugin {
-    id: PluginId,
+    pub(super) id: PluginId,
     pub(super) spec: Spec,
     pub(super) desired: Desired,
     pub(super) actual: Actual,
     /// Since when its phase is what it is.
-    since: Moment,
+    pub(super) since: Moment,
     /// All restarts; for status.
     pub(super) restarts: u32,
     /// Restarts since the last run of `reset_after`; the formula's n and what `max_restarts` bounds.
     streak: u32,
     /// While in a crash loop: how long a run must last to be out of it.
     pub(super) steady_after: Option<Duration>,
-    last_exit: Option<LastExit>,
+    pub(super) last_exit: Option<LastExit>,
+    /// Of the present run, or of the next.
+    pub(super) probing: Probing,
+    /// Whether people were told that the present run is ready.
+    pub(super) told_ready: bool,
     random: Random,
 }
 
@@ -60,6 +88,7 @@ impl Plugin {
     pub(super) fn new(id: PluginId, spec: Spec, random: Random) -> Self {
         Self {
             id,
+            probing: Probing::new(&spec),
             spec,
             desired: Desired::Run,
             actual: Actual::Waiting,
@@ -68,6 +97,7 @@ impl Plugin {
             streak: 0,
             steady_after: None,
             last_exit: None,
+            told_ready: false,
             random,
         }
     }
@@ -76,7 +106,8 @@ impl Plugin {
     pub(super) fn is_live(&self) -> bool {
         match self.actual {
             Actual::Spawning { .. }
-            | Actual::Running { .. }
+            | Actual::Running(_)
+            | Actual::PreStopping { .. }
             | Actual::Terminating { .. }
             | Actual::Killing { .. } => true,
             Actual::Waiting
@@ -88,14 +119,25 @@ impl Plugin {
         }
     }
 
-    /// Whether it serves. Readiness probes are to be asked here and nowhere else.
+    /// Whether it serves.
     pub(super) fn is_ready(&self) -> bool {
-        matches!(self.actual, Actual::Running { .. }) && self.steady_after.is_none()
+        matches!(self.actual, Actual::Running(_))
+            && self.steady_after.is_none()
+            && self.probing.unready().is_none()
+    }
+
+    /// Whether it serves, or has done what it was to do.
+    pub(super) fn is_ready_or_completed(&self) -> bool {
+        self.is_ready() || self.actual == Actual::Completed
     }
 
     /// Whether a plugin that depends on it may start.
     pub(super) fn satisfies_dependants(&self) -> bool {
-        self.is_ready() || self.actual == Actual::Completed
+        let ready_will_do = match self.spec.restart {
+            RestartPolicy::Always => true,
+            RestartPolicy::OnFailure | RestartPolicy::Never => self.spec.tells_readiness(),
+        };
+        self.actual == Actual::Completed || (ready_will_do && self.is_ready())
     }
 
     /// Whether it is down and nothing in this engine's life starts it again.
@@ -104,7 +146,8 @@ impl Plugin {
             Actual::Blocked | Actual::Completed | Actual::Failed { .. } | Actual::Stopped => true,
             Actual::Waiting
             | Actual::Spawning { .. }
-            | Actual::Running { .. }
+            | Actual::Running(_)
+            | Actual::PreStopping { .. }
             | Actual::Terminating { .. }
             | Actual::Killing { .. }
             | Actual::BackingOff { .. } => false,
@@ -116,6 +159,7 @@ impl Plugin {
         if self.actual != Actual::Waiting {
             self.restarts = self.restarts.saturating_add(1);
         }
+        self.probing = Probing::new(&self.spec);
         self.enter(now, Actual::Spawning { run, asked: now });
         out.push(Effect::Spawn { plugin: self.id, run });
     }
@@ -123,7 +167,11 @@ impl Plugin {
     pub(super) fn spawned(&mut self, now: Moment, run: RunId, pid: u32, out: &mut Vec<Effect>) {
         let Actual::Spawning { run: expected, .. } = self.actual else { return };
         if run == expected {
-            self.enter(now, Actual::Running { run, pid, started: now });
+            self.enter(now, Actual::Running(Process { run, pid, started: now, condemned: None }));
+            self.probing.start(now);
+            if self.desired != Desired::Run {
+                self.probing.stop_judging(self.id, run, out);
+            }
             out.push(Effect::Report(Change::Started { plugin: self.id, pid, restarts: self.restarts }));
         }
     }
@@ -131,18 +179,22 @@ impl Plugin {
     /// The run ended, or never began. The driver cannot know of an end that is not this plugin's live run's,
     /// so anything else is late or repeated and changes nothing.
     pub(super) fn run_ended(&mut self, now: Moment, ended: RunId, end: RunEnd, out: &mut Vec<Effect>) {
-        let (run, ran_for) = match (self.actual, end) {
+        let (run, ran_for, failed_probe) = match (self.actual, end) {
             (Actual::Spawning { run, .. }, RunEnd::Exited(_) | RunEnd::SpawnFailed(_)) => {
-                (run, Duration::ZERO)
+                (run, Duration::ZERO, None)
             }
             (
-                Actual::Running { run, started, .. }
-                | Actual::Terminating { run, started, .. }
-                | Actual::Killing { run, started, .. },
+                Actual::Running(process)
+                | Actual::PreStopping { process, .. }
+                | Actual::Terminating { process, .. }
+                | Actual::Killing { process, .. },
                 RunEnd::Exited(_),
-            ) => (run, now.since(started)),
+            ) => (process.run, now.since(process.started), process.condemned),
             (
-                Actual::Running { .. } | Actual::Terminating { .. } | Actual::Killing { .. },
+                Actual::Running(_)
+                | Actual::PreStopping { .. }
+                | Actual::Terminating { .. }
+                | Actual::Killing { .. },
                 RunEnd::SpawnFailed(_),
             )
             | (
@@ -158,7 +210,10 @@ impl Plugin {
         if run != ended {
             return;
         }
-        self.last_exit = Some(LastExit { end, at: now, ran_for });
+        self.last_exit = Some(LastExit { end, at: now, ran_for, failed_probe });
+        self.probing.stop(self.id, run, out);
+        self.probing = Probing::new(&self.spec);
+        self.told_ready = false;
         let plugin = self.id;
         out.push(Effect::Report(match end {
             RunEnd::Exited(exit) => Change::Exited { plugin, exit, ran_for },
@@ -168,19 +223,19 @@ impl Plugin {
             self.streak = 0;
             self.steady_after = None;
         }
-        self.settle(now, end, out);
+        self.settle(now, end.is_success() && failed_probe.is_none(), out);
     }
 
     /// Where a plugin goes after a run: by its policy, unless it was told to stop.
-    fn settle(&mut self, now: Moment, end: RunEnd, out: &mut Vec<Effect>) {
+    fn settle(&mut self, now: Moment, success: bool, out: &mut Vec<Effect>) {
         let plugin = self.id;
         let by_policy =
-            restart::decide(self.spec.restart, self.spec.curve.max_restarts, self.streak, end.is_success());
+            restart::decide(self.spec.restart, self.spec.curve.max_restarts, self.streak, success);
         let (next, change) = match (self.desired, by_policy) {
             (Desired::Run, Verdict::Restart { n }) => return self.back_off(now, n, out),
             // It was told to end and did. How, is in last_exit.
             (
-                Desired::Stop { .. } | Desired::Abandon,
+                Desired::Stop(_) | Desired::Abandon,
                 Verdict::Restart { .. } | Verdict::Completed | Verdict::Failed | Verdict::Spent,
             )
             | (Desired::Finish, Verdict::Restart { .. }) => (Actual::Stopped, Change::Stopped { plugin }),
@@ -236,9 +291,10 @@ impl Plugin {
                 self.enter(now, Actual::Stopped);
                 out.push(Effect::Report(Change::Stopped { plugin: self.id }));
             }
+            Actual::Running(process) => self.probing.stop_judging(self.id, process.run, out),
             Actual::Blocked
             | Actual::Spawning { .. }
-            | Actual::Running { .. }
+            | Actual::PreStopping { .. }
             | Actual::Terminating { .. }
             | Actual::Killing { .. }
             | Actual::Completed
@@ -247,110 +303,10 @@ impl Plugin {
         }
     }
 
-    /// Its turn came and goes on: TERM, KILL and giving up, each at most once per run and as soon as it is
-    /// due.
-    pub(super) fn pursue_stop(&mut self, now: Moment, out: &mut Vec<Effect>) {
-        let (kill_at, give_up_at) = match self.desired {
-            Desired::Run | Desired::Finish => return,
-            Desired::Stop { kill_at, give_up_at } => (kill_at, give_up_at),
-            Desired::Abandon => (now, now),
-        };
-        let plugin = self.id;
-        match self.actual {
-            Actual::Running { run, pid, started } if now < kill_at => {
-                self.enter(now, Actual::Terminating { run, pid, started });
-                out.push(Effect::Signal { plugin, run, signal: Stop::Term });
-                out.push(Effect::Report(Change::Stopping { plugin, kill_in: kill_at.since(now) }));
-            }
-            Actual::Running { run, pid, started } | Actual::Terminating { run, pid, started }
-                if now >= kill_at =>
-            {
-                self.enter(now, Actual::Killing { run, pid, started });
-                out.push(Effect::Signal { plugin, run, signal: Stop::Kill });
-                out.push(Effect::Report(Change::Killed { plugin }));
-            }
-            Actual::Running { .. }
-            | Actual::Terminating { .. }
-            | Actual::Waiting
-            | Actual::Blocked
-            | Actual::Spawning { .. }
-            | Actual::Killing { .. }
-            | Actual::BackingOff { .. }
-            | Actual::Completed
-            | Actual::Failed { .. }
-            | Actual::Stopped => {}
-        }
-        if now >= give_up_at && self.is_live() && self.desired != Desired::Abandon {
-            self.desired = Desired::Abandon;
-            out.push(Effect::Report(Change::Unkillable { plugin }));
-        }
-    }
-
-    pub(super) fn snapshot(&self) -> PluginSnapshot {
-        let (pid, next_restart) = match self.actual {
-            Actual::Running { pid, .. } | Actual::Terminating { pid, .. } | Actual::Killing { pid, .. } => {
-                (Some(pid), None)
-            }
-            Actual::BackingOff { until } => (None, Some(until)),
-            Actual::Waiting
-            | Actual::Blocked
-            | Actual::Spawning { .. }
-            | Actual::Completed
-            | Actual::Failed { .. }
-            | Actual::Stopped => (None, None),
-        };
-        PluginSnapshot {
-            phase: phase(self.actual),
-            reason: self.reason(),
-            ready: self.is_ready(),
-            restarts: self.restarts,
-            pid,
-            last_exit: self.last_exit,
-            next_restart,
-            since: self.since,
-        }
-    }
-
-    fn reason(&self) -> Option<Reason> {
-        match self.actual {
-            Actual::Waiting => Some(Reason::StartOrder),
-            Actual::Blocked => Some(Reason::DependencyFailed),
-            Actual::Spawning { .. } | Actual::Terminating { .. } | Actual::Killing { .. }
-                if self.desired == Desired::Abandon =>
-            {
-                Some(Reason::Unkillable)
-            }
-            Actual::Spawning { .. } | Actual::Running { .. } | Actual::BackingOff { .. } => {
-                self.steady_after.map(|_| Reason::CrashLoopBackOff)
-            }
-            Actual::Terminating { .. } | Actual::Killing { .. } | Actual::Stopped => None,
-            Actual::Completed => Some(Reason::Completed),
-            Actual::Failed { spent: true } => Some(Reason::RestartsSpent),
-            Actual::Failed { spent: false } => self.last_exit.map(|last| match last.end {
-                RunEnd::Exited(ExitReason::Code(_) | ExitReason::Signal(_)) => Reason::Error,
-                RunEnd::Exited(ExitReason::OutOfMemory) => Reason::OutOfMemory,
-                RunEnd::SpawnFailed(_) => Reason::StartError,
-            }),
-        }
-    }
-
-    fn enter(&mut self, now: Moment, next: Actual) {
+    pub(super) fn enter(&mut self, now: Moment, next: Actual) {
         if phase(self.actual) != phase(next) {
             self.since = now;
         }
         self.actual = next;
-    }
-}
-
-fn phase(actual: Actual) -> PluginPhase {
-    match actual {
-        Actual::Waiting | Actual::Blocked => PluginPhase::Waiting,
-        Actual::Spawning { .. } => PluginPhase::Starting,
-        Actual::Running { .. } => PluginPhase::Running,
-        Actual::Terminating { .. } | Actual::Killing { .. } => PluginPhase::Stopping,
-        Actual::BackingOff { .. } => PluginPhase::BackingOff,
-        Actual::Completed => PluginPhase::Completed,
-        Actual::Failed { .. } => PluginPhase::Failed,
-        Actual::Stopped => PluginPhase::Stopped,
     }
 }

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use enclave_protocol::control;
+
 use super::event::PluginId;
 
 /// One plugin, as far as its life is concerned.
@@ -17,8 +19,71 @@ pub struct Spec {
     pub curve: RestartCurve,
     /// From TERM to KILL.
     pub grace: Duration,
-    /// Plugins that must be ready before this one starts for the first time.
+    /// Plugins that must be ready, or have completed, before this one starts for the first time.
     pub depends_on: Vec<PluginId>,
+    /// How it is asked how it is.
+    pub probes: Probes,
+    /// Whether it is ready only once it has said so itself, with `READY=1`.
+    pub notify: bool,
+    /// Whether something is to be done before it is told to stop.
+    pub pre_stop: bool,
+}
+
+impl Spec {
+    /// Whether it has a way to say that it is ready before it ends; without one, that it runs says nothing
+    /// about a plugin that is to run to completion.
+    pub(super) fn tells_readiness(&self) -> bool {
+        self.notify || self.probes.readiness.is_some()
+    }
+}
+
+/// The probes of a plugin, with Kubernetes' meanings.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Probes {
+    /// The others wait until it succeeds; its failure ends the run.
+    pub startup: Option<ProbeSpec>,
+    /// Its failure ends the run.
+    pub liveness: Option<ProbeSpec>,
+    /// Its failure makes the plugin not ready.
+    pub readiness: Option<ProbeSpec>,
+}
+
+/// When a probe is asked and what its answers come to. What it asks is the driver's business.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ProbeSpec {
+    /// From the start of the run to the first question.
+    pub initial_delay: Duration,
+    /// From one question to the next.
+    pub period: Duration,
+    /// How long the driver waits for an answer.
+    pub timeout: Duration,
+    /// So many failures in a row count.
+    pub failure_threshold: u32,
+    /// So many successes in a row count.
+    pub success_threshold: u32,
+    /// Instead of the plugin's own grace when this probe ends the run.
+    pub grace: Option<Duration>,
+}
+
+/// Which of the probes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum ProbeKind {
+    /// `startupProbe`.
+    Startup,
+    /// `livenessProbe`.
+    Liveness,
+    /// `readinessProbe`.
+    Readiness,
+}
+
+impl From<ProbeKind> for control::ProbeKind {
+    fn from(kind: ProbeKind) -> Self {
+        match kind {
+            ProbeKind::Startup => Self::Startup,
+            ProbeKind::Liveness => Self::Liveness,
+            ProbeKind::Readiness => Self::Readiness,
+        }
+    }
 }
 
 /// What a plugin is for, in start order; the stop order is the reverse.

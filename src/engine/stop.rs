@@ -30,6 +30,10 @@ pub const KILL_MARGIN: Duration = Duration::from_secs(1);
 /// How long a killed plugin is awaited. The kernel frees the memory of a large process in seconds.
 pub const KILL_PATIENCE: Duration = Duration::from_secs(5);
 
+/// What a process has from TERM to KILL at least if its preStop hook took all of its grace: kubelet's
+/// `minimumGracePeriodInSeconds`.
+pub const TERM_AFTER_PRE_STOP: Duration = Duration::from_secs(2);
+
 /// How the time of one stop is shared.
 #[derive(Debug, Clone)]
 pub(super) struct StopPlan {
@@ -60,10 +64,31 @@ impl StopPlan {
         self.limit(index).before(KILL_MARGIN.min(self.share / 2))
     }
 
-    /// The stop of a plugin whose turn comes `now`.
-    fn turn(&self, index: usize, now: Moment, grace: Duration) -> Desired {
-        let kill_at = now.after(grace).min(self.kill_limit(index));
-        Desired::Stop { kill_at, give_up_at: kill_at.after(KILL_PATIENCE).min(self.limit(index)) }
+    /// The turn of a plugin, which begins `now`.
+    fn turn(&self, index: usize, now: Moment) -> Turn {
+        Turn { begun: now, kill_limit: self.kill_limit(index), limit: self.limit(index) }
+    }
+}
+
+/// The turn of one plugin to stop.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Turn {
+    begun: Moment,
+    /// It is killed now at the latest.
+    pub(super) kill_limit: Moment,
+    /// It is over now.
+    pub(super) limit: Moment,
+}
+
+impl Turn {
+    /// When a process that was there from the beginning is killed.
+    pub(super) fn kill_at(&self, grace: Duration) -> Moment {
+        self.begun.after(grace).min(self.kill_limit)
+    }
+
+    /// When a process that was killed is given up.
+    pub(super) fn give_up_at(&self, killed_at: Moment) -> Moment {
+        killed_at.after(KILL_PATIENCE).min(self.limit)
     }
 }
 
@@ -96,7 +121,10 @@ impl Engine {
         out.push(Effect::Report(Change::WorkloadEnded { outcome }));
         // Nobody is in a hurry: enough that everyone has its grace even if all stop one after the other.
         let live = self.plugins.iter().filter(|plugin| plugin.is_live());
-        let needs = live.map(|plugin| plugin.spec.grace.saturating_add(KILL_PATIENCE.max(TURN_RESERVE)));
+        let needs = live.map(|plugin| {
+            let after_pre_stop = if plugin.spec.pre_stop { TERM_AFTER_PRE_STOP } else { Duration::ZERO };
+            plugin.spec.grace.saturating_add(after_pre_stop + KILL_PATIENCE.max(TURN_RESERVE))
+        });
         let deadline = needs.fold(self.now, Moment::after);
         self.begin_stop(deadline, outcome, out);
     }
@@ -114,11 +142,8 @@ impl Engine {
                 later_roles_over = all_over;
             }
             if later_roles_over && self.order.dependants[index].iter().all(|&other| over[other]) {
-                // The grace of a process that comes up during its turn counts from then.
-                let came_up =
-                    matches!((plugin.desired, plugin.actual), (Desired::Stop { .. }, Actual::Running { .. }));
-                if plugin.desired == Desired::Finish || came_up {
-                    plugin.desired = plan.turn(index, self.now, plugin.spec.grace);
+                if plugin.desired == Desired::Finish {
+                    plugin.begin_turn(plan.turn(index, self.now));
                 }
                 plugin.pursue_stop(self.now, out);
                 over[index] = !plugin.is_live() || plugin.desired == Desired::Abandon;
@@ -145,26 +170,8 @@ impl Engine {
     fn shorten_stop(&mut self, deadline: Moment, outcome: Outcome) {
         let plan = StopPlan::new(&self.plugins, &self.order, self.now, deadline, outcome);
         for (index, plugin) in self.plugins.iter_mut().enumerate() {
-            if let Desired::Stop { kill_at, give_up_at } = &mut plugin.desired {
-                *kill_at = plan.kill_limit(index).min(*kill_at);
-                *give_up_at = plan.limit(index).min(*give_up_at);
-            }
+            plugin.shorten_turn(plan.kill_limit(index), plan.limit(index));
         }
         self.phase = Phase::Stopping(plan);
-    }
-}
-
-/// When something is due about a plugin whose turn is on: its kill, or giving it up.
-pub(super) fn deadline(plugin: &Plugin) -> Option<Moment> {
-    let Desired::Stop { kill_at, give_up_at } = plugin.desired else { return None };
-    match plugin.actual {
-        Actual::Running { .. } | Actual::Terminating { .. } => Some(kill_at),
-        Actual::Spawning { .. } | Actual::Killing { .. } => Some(give_up_at),
-        Actual::Waiting
-        | Actual::Blocked
-        | Actual::BackingOff { .. }
-        | Actual::Completed
-        | Actual::Failed { .. }
-        | Actual::Stopped => None,
     }
 }

@@ -144,7 +144,9 @@ impl Cast {
 
     /// Whether its dependencies let it start, by the status of this step.
     pub(crate) fn dependencies_ready(&self, index: usize, snapshot: &Snapshot) -> bool {
-        let met = |&PluginId(other): &PluginId| snapshot.plugins.get(other).is_some_and(satisfied);
+        let met = |&PluginId(other): &PluginId| {
+            snapshot.plugins.get(other).is_some_and(|plugin| satisfied(&self.0[other].spec, plugin))
+        };
         !self.0[index].impossible && self.0[index].spec.depends_on.iter().all(met)
     }
 
@@ -163,7 +165,8 @@ impl Cast {
             return run.asked.after(SPAWN_PATIENCE) <= now;
         }
         member.spec.depends_on.iter().any(|&PluginId(other)| {
-            self.0[other].spec.role > member.spec.role || !satisfied(&snapshot.plugins[other])
+            let spec = &self.0[other].spec;
+            spec.role > member.spec.role || !satisfied(spec, &snapshot.plugins[other])
         })
     }
 
@@ -183,6 +186,8 @@ impl Cast {
     }
 }
 
-fn satisfied(plugin: &PluginSnapshot) -> bool {
-    plugin.ready || plugin.phase == PluginPhase::Completed
+/// A piece of work that cannot say that it is ready has to be done.
+fn satisfied(spec: &Spec, plugin: &PluginSnapshot) -> bool {
+    let is_work = spec.restart != RestartPolicy::Always && spec.probes.readiness.is_none() && !spec.notify;
+    plugin.phase == PluginPhase::Completed || (plugin.ready && !is_work)
 }

@@ -92,6 +92,9 @@ impl Checker {
             match *effect {
                 Effect::Spawn { plugin, run } => self.spawned_in_turn(plugin, run)?,
                 Effect::Signal { plugin, run, signal } => self.signalled_in_turn(plugin, run, signal)?,
+                Effect::Probe { .. } | Effect::CancelProbe { .. } | Effect::PreStop { .. } => {
+                    return Err(format!("NobodyIsAskedInVain: {effect:?}"));
+                }
                 Effect::Report(change) => self.reported(change, event)?,
                 Effect::End(outcome) => self.ended_in_turn(outcome)?,
             }
@@ -123,7 +126,10 @@ impl Checker {
                 self.started |= starts;
                 starts
             }
-            Event::DeadlineReached => false,
+            Event::DeadlineReached
+            | Event::Probed { .. }
+            | Event::Notified { .. }
+            | Event::PreStopEnded { .. } => false,
             Event::Drain { .. } => true,
             Event::Spawned { plugin, run, pid } => {
                 let Some(member) = self.cast.0.get_mut(plugin.0) else { return false };
@@ -263,6 +269,9 @@ impl Checker {
             | Change::BackOff { .. }
             | Change::CrashLoop { .. }
             | Change::Steady { .. }
+            | Change::Ready { .. }
+            | Change::ProbeFailed { .. }
+            | Change::PreStop { .. }
             | Change::Completed { .. }
             | Change::Failed { .. }
             | Change::GaveUp { .. }
@@ -312,7 +321,12 @@ impl Checker {
             Change::DependencyFailed { .. } => blocked,
             Change::Stopping { .. } => member.run.is_some_and(|run| run.term == Some(now)),
             Change::Killed { .. } => member.run.is_some_and(|run| run.killed),
-            Change::Draining { .. } | Change::WorkloadEnded { .. } | Change::End { .. } => false,
+            Change::Ready { .. }
+            | Change::ProbeFailed { .. }
+            | Change::PreStop { .. }
+            | Change::Draining { .. }
+            | Change::WorkloadEnded { .. }
+            | Change::End { .. } => false,
         };
         ensure!(true_report, "ReportsAreTrue", "{change:?} of {member:?}");
         Ok(())

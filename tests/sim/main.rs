@@ -121,7 +121,10 @@ impl Fate {
                         Some(plugin) => (plugin, format!("{change:?}")),
                         None => continue,
                     },
-                    Effect::End(_) => continue,
+                    Effect::Probe { .. }
+                    | Effect::CancelProbe { .. }
+                    | Effect::PreStop { .. }
+                    | Effect::End(_) => continue,
                 };
                 if is_user(plugin) {
                     fate.entries.push((since, plugin, what));

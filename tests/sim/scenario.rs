@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use enclave_supervisor::engine::{ExitReason, PluginId, RestartCurve, RestartPolicy, Role, Spec};
+use enclave_supervisor::engine::{ExitReason, PluginId, Probes, RestartCurve, RestartPolicy, Role, Spec};
 
 use crate::dice::Dice;
 
@@ -175,6 +175,9 @@ fn any_spec(dice: &mut Dice, index: usize) -> Spec {
         curve,
         grace: Duration::from_millis(dice.pick(&[0, 50, 2000, 30_000, 30_000, 600_000])),
         depends_on: Vec::new(),
+        probes: Probes::default(),
+        notify: false,
+        pre_stop: false,
     }
 }
 

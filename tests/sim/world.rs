@@ -134,6 +134,7 @@ impl World {
             match effect {
                 Effect::Spawn { plugin, run } => self.spawn(plugin, run),
                 Effect::Signal { plugin, run, signal } => self.signal(plugin, run, signal),
+                Effect::Probe { .. } | Effect::CancelProbe { .. } | Effect::PreStop { .. } => {}
                 Effect::Report(_) => {}
                 Effect::End(_) => self.ended = true,
             }

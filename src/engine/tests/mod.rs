@@ -1,17 +1,24 @@
 //! Examples as text: a list of plugins and a script of what happens go in, what the engine does comes out.
 
 #[expect(clippy::needless_raw_string_hashes, reason = "expect-test writes its literals so")]
+mod endings;
+#[expect(clippy::needless_raw_string_hashes, reason = "expect-test writes its literals so")]
 mod lives;
 mod model;
 #[expect(clippy::needless_raw_string_hashes, reason = "expect-test writes its literals so")]
+mod probes;
+#[expect(clippy::needless_raw_string_hashes, reason = "expect-test writes its literals so")]
 mod stops;
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::time::Duration;
 
 use super::*;
 
-/// One plugin per line: `NAME ROLE POLICY [grace=S] [after=NAME,…] [max=N]`. No jitter, a grace of 10 s.
+/// One plugin per line: `NAME ROLE POLICY [grace=S] [after=NAME,…] [max=N] [KIND[=FIELD:N,…]] [notify]
+/// [prestop]`, a kind being that of a probe and a field `delay`, `period`, `timeout`, `fail`, `ok` or
+/// `grace`, with Kubernetes' defaults. No jitter, a grace of 10 s.
 fn specs(text: &str) -> Vec<Spec> {
     let lines: Vec<Vec<&str>> = text.lines().map(|line| line.split_whitespace().collect()).collect();
     let lines: Vec<_> = lines.into_iter().filter(|words| !words.is_empty()).collect();
@@ -35,18 +42,49 @@ fn specs(text: &str) -> Vec<Spec> {
             curve: RestartCurve { jitter_milli: 0, ..RestartCurve::default() },
             grace: Duration::from_secs(10),
             depends_on: Vec::new(),
+            probes: Probes::default(),
+            notify: false,
+            pre_stop: false,
         };
         for word in &words[3..] {
-            match word.split_once('=').unwrap() {
+            match word.split_once('=').unwrap_or((word, "")) {
                 ("grace", seconds) => spec.grace = moment(seconds).0,
                 ("after", others) => spec.depends_on = others.split(',').map(id).collect(),
                 ("max", count) => spec.curve.max_restarts = Some(count.parse().unwrap()),
+                ("startup", fields) => spec.probes.startup = Some(probe(fields)),
+                ("liveness", fields) => spec.probes.liveness = Some(probe(fields)),
+                ("readiness", fields) => spec.probes.readiness = Some(probe(fields)),
+                ("notify", "") => spec.notify = true,
+                ("prestop", "") => spec.pre_stop = true,
                 (other, _) => panic!("no option: {other}"),
             }
         }
         spec
     };
     lines.iter().map(spec).collect()
+}
+
+fn probe(fields: &str) -> ProbeSpec {
+    let mut probe = ProbeSpec {
+        initial_delay: Duration::ZERO,
+        period: Duration::from_secs(10),
+        timeout: Duration::from_secs(1),
+        failure_threshold: 3,
+        success_threshold: 1,
+        grace: None,
+    };
+    for field in fields.split(',').filter(|field| !field.is_empty()) {
+        match field.split_once(':').unwrap() {
+            ("delay", seconds) => probe.initial_delay = moment(seconds).0,
+            ("period", seconds) => probe.period = moment(seconds).0,
+            ("timeout", seconds) => probe.timeout = moment(seconds).0,
+            ("fail", count) => probe.failure_threshold = count.parse().unwrap(),
+            ("ok", count) => probe.success_threshold = count.parse().unwrap(),
+            ("grace", seconds) => probe.grace = Some(moment(seconds).0),
+            (other, _) => panic!("no field: {other}"),
+        }
+    }
+    probe
 }
 
 fn moment(seconds: &str) -> Moment {
@@ -59,6 +97,8 @@ struct Play {
     names: Vec<String>,
     /// The present run of each plugin.
     runs: Vec<RunId>,
+    /// The latest question of each plugin and kind.
+    asked: BTreeMap<(usize, ProbeKind), ProbeId>,
     told: String,
 }
 
@@ -66,7 +106,13 @@ impl Play {
     fn new(plugins: &str) -> Self {
         let specs = specs(plugins);
         let names: Vec<_> = specs.iter().map(|spec| spec.name.clone()).collect();
-        Self { engine: Engine::new(specs, 1), runs: vec![RunId(0); names.len()], names, told: String::new() }
+        Self {
+            engine: Engine::new(specs, 1),
+            runs: vec![RunId(0); names.len()],
+            asked: BTreeMap::new(),
+            names,
+            told: String::new(),
+        }
     }
 
     /// Lets the timer fire as often as it is due.
@@ -85,6 +131,14 @@ impl Play {
                 }
                 Effect::Signal { plugin, signal: Stop::Term, .. } => (Some(plugin), "TERM".to_owned()),
                 Effect::Signal { plugin, signal: Stop::Kill, .. } => (Some(plugin), "KILL".to_owned()),
+                Effect::Probe { plugin, kind, id, .. } => {
+                    self.asked.insert((plugin.0, kind), id);
+                    (Some(plugin), format!("PROBE {kind:?} {}", id.0))
+                }
+                Effect::CancelProbe { plugin, kind, id, .. } => {
+                    (Some(plugin), format!("CANCEL {kind:?} {}", id.0))
+                }
+                Effect::PreStop { plugin, .. } => (Some(plugin), "PRESTOP".to_owned()),
                 Effect::Report(change) => (change.plugin(), format!("{}: {change}", change.reason())),
                 Effect::End(outcome) => (None, format!("END {outcome:?}")),
             };
@@ -93,8 +147,9 @@ impl Play {
         }
     }
 
-    /// `TIME start|tick|status`, `TIME drain SECONDS`, `TIME NAME up|fail|ENDING`, an ending being `code=N`,
-    /// `signal=N` or `oom`.
+    /// `TIME start|tick|status`, `TIME drain SECONDS`, `TIME NAME up|fail|ready|hook|ENDING|ANSWER`, an
+    /// ending being `code=N`, `signal=N` or `oom`, an answer `KIND=ok|bad|unknown`, with `,ID` for an older
+    /// question.
     fn line(&mut self, line: &str) {
         let words: Vec<_> = line.split_whitespace().collect();
         let [time, subject, ref rest @ ..] = words[..] else { panic!("not a line: {line}") };
@@ -120,7 +175,26 @@ impl Play {
                         Event::Exited { plugin, run, exit: ExitReason::Signal(signal.parse().unwrap()) }
                     }
                     ("oom", "") => Event::Exited { plugin, run, exit: ExitReason::OutOfMemory },
-                    other => panic!("not an event: {other:?}"),
+                    ("ready", "") => Event::Notified { plugin, run },
+                    ("hook", "") => Event::PreStopEnded { plugin, run },
+                    (kind, answer) => {
+                        let kind = match kind {
+                            "startup" => ProbeKind::Startup,
+                            "liveness" => ProbeKind::Liveness,
+                            "readiness" => ProbeKind::Readiness,
+                            other => panic!("not an event: {other}"),
+                        };
+                        let (word, id) = answer.split_once(',').unwrap_or((answer, ""));
+                        let latest = self.asked.get(&(index, kind)).copied();
+                        let id = id.parse().map_or_else(|_| latest.unwrap(), ProbeId);
+                        let result = match word {
+                            "ok" => ProbeResult::Success,
+                            "bad" => ProbeResult::Failure,
+                            "unknown" => ProbeResult::Unknown,
+                            other => panic!("not an answer: {other}"),
+                        };
+                        Event::Probed { plugin, run, kind, id, result }
+                    }
                 }
             }
             other => panic!("not an event: {other:?}"),
@@ -137,7 +211,12 @@ impl Play {
             let PluginSnapshot { phase, ready, restarts, .. } = plugin;
             let since = plugin.since.0.as_secs_f64();
             write!(self.told, "{at:<8.3} = {name:4} {phase:?} since {since}, {reason}").unwrap();
-            writeln!(self.told, ", ready {ready}, restarts {restarts}").unwrap();
+            write!(self.told, ", ready {ready}, restarts {restarts}").unwrap();
+            for ProbeSnapshot { kind, passing, failures } in plugin.probes {
+                let passing = passing.map_or("-", |passing| if passing { "passing" } else { "failing" });
+                write!(self.told, ", {} {passing} {failures}", kind.word()).unwrap();
+            }
+            writeln!(self.told).unwrap();
         }
     }
 }

@@ -67,7 +67,17 @@ prop_compose! {
             max_restarts,
             jitter_milli: 0,
         };
-        Spec { name: "app".into(), role: Role::User, restart, curve, grace: Duration::ZERO, depends_on: vec![] }
+        Spec {
+            name: "app".into(),
+            role: Role::User,
+            restart,
+            curve,
+            grace: Duration::ZERO,
+            depends_on: vec![],
+            probes: Probes::default(),
+            notify: false,
+            pre_stop: false,
+        }
     }
 }
 
@@ -108,7 +118,7 @@ proptest! {
             };
             now = now.after(ran_for);
             effects = engine.step(now, event);
-            let after = engine.snapshot().plugins[0];
+            let after = &engine.snapshot().plugins[0];
             match model.ended(end.is_success(), ran_for) {
                 Expected::Completed => prop_assert_eq!(after.phase, PluginPhase::Completed),
                 Expected::Failed => prop_assert_eq!(after.phase, PluginPhase::Failed),
