@@ -110,6 +110,24 @@ impl Plugin {
         }
     }
 
+    /// What it may take until it is killed, if nobody is in a hurry.
+    pub(super) fn stop_takes_max(&self, now: Moment) -> Duration {
+        let grace = match self.actual {
+            Actual::PreStopping { kill_at, .. } | Actual::Terminating { kill_at, .. } => kill_at.since(now),
+            Actual::Killing { .. } => Duration::ZERO,
+            Actual::Waiting
+            | Actual::Blocked
+            | Actual::Spawning { .. }
+            | Actual::Running(_)
+            | Actual::BackingOff { .. }
+            | Actual::Completed
+            | Actual::Failed { .. }
+            | Actual::Stopped => self.spec.grace,
+        };
+        let after_pre_stop = if self.spec.pre_stop { TERM_AFTER_PRE_STOP } else { Duration::ZERO };
+        grace.saturating_add(after_pre_stop)
+    }
+
     /// When a plugin whose turn is on is not waited for any more.
     fn give_up_at(&self) -> Option<Moment> {
         let Desired::Stop(turn) = self.desired else { return None };

@@ -121,10 +121,8 @@ impl Engine {
         out.push(Effect::Report(Change::WorkloadEnded { outcome }));
         // Nobody is in a hurry: enough that everyone has its grace even if all stop one after the other.
         let live = self.plugins.iter().filter(|plugin| plugin.is_live());
-        let needs = live.map(|plugin| {
-            let after_pre_stop = if plugin.spec.pre_stop { TERM_AFTER_PRE_STOP } else { Duration::ZERO };
-            plugin.spec.grace.saturating_add(after_pre_stop + KILL_PATIENCE.max(TURN_RESERVE))
-        });
+        let needs = live
+            .map(|plugin| plugin.stop_takes_max(self.now).saturating_add(KILL_PATIENCE.max(TURN_RESERVE)));
         let deadline = needs.fold(self.now, Moment::after);
         self.begin_stop(deadline, outcome, out);
     }

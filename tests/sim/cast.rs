@@ -4,9 +4,11 @@
 use std::time::Duration;
 
 use enclave_supervisor::engine::{
-    KILL_PATIENCE, Moment, PluginId, PluginPhase, PluginSnapshot, RestartPolicy, Role, RunId, SPAWN_PATIENCE,
-    Snapshot, Spec,
+    KILL_PATIENCE, Moment, PluginId, PluginPhase, PluginSnapshot, ProbeId, RestartPolicy, Role, RunId,
+    SPAWN_PATIENCE, Snapshot, Spec, TERM_AFTER_PRE_STOP,
 };
+
+use crate::health::{Health, Watched};
 
 /// A process or the wish for one.
 #[derive(Debug, Clone, Copy)]
@@ -14,8 +16,27 @@ pub(crate) struct Run {
     pub(crate) id: RunId,
     pub(crate) asked: Moment,
     pub(crate) up: Option<(Moment, u32)>,
+    /// When its end began, and the grace that counts from then.
+    pub(crate) left: Option<(Moment, Duration)>,
+    /// The preStop hook began.
+    pub(crate) hooked: bool,
+    pub(crate) hook_ended: bool,
     pub(crate) term: Option<Moment>,
     pub(crate) killed: bool,
+}
+
+impl Run {
+    pub(crate) fn new(id: RunId, asked: Moment) -> Self {
+        Self { id, asked, up: None, left: None, hooked: false, hook_ended: false, term: None, killed: false }
+    }
+
+    /// When its end must go on at the latest: TERM after the hook, KILL after TERM.
+    pub(crate) fn end_goes_on_by(&self) -> Option<Moment> {
+        let (left, grace) = self.left.filter(|_| !self.killed)?;
+        let due = left.after(grace);
+        let least = self.term.filter(|_| self.hooked).map(|term| term.after(TERM_AFTER_PRE_STOP));
+        Some(least.map_or(due, |least| least.max(due)))
+    }
 }
 
 /// What must become of a plugin whose run ended.
@@ -38,6 +59,10 @@ pub(crate) enum Due {
 pub(crate) struct Member {
     pub(crate) spec: Spec,
     pub(crate) run: Option<Run>,
+    /// Of the present run, or of the next.
+    pub(crate) health: Health,
+    /// Questions about a run that is over, to be cancelled in the same step.
+    pub(crate) to_cancel: Vec<ProbeId>,
     pub(crate) spawns: u32,
     pub(crate) answered: bool,
     pub(crate) n: u32,
@@ -55,6 +80,8 @@ pub(crate) struct Member {
 impl Member {
     pub(crate) fn new(spec: Spec, impossible: bool) -> Self {
         Self {
+            health: Health::new(&spec),
+            to_cancel: Vec::new(),
             spec,
             run: None,
             spawns: 0,
@@ -106,8 +133,27 @@ impl Member {
     }
 
     /// What the stop of this plugin may take when nobody is in a hurry.
-    pub(crate) fn stop_takes_max(&self) -> Duration {
-        if self.run.is_some() { self.spec.grace + KILL_PATIENCE } else { Duration::ZERO }
+    pub(crate) fn stop_takes_max(&self, now: Moment) -> Duration {
+        let Some(run) = self.run else { return Duration::ZERO };
+        let own = run.end_goes_on_by().map_or(self.spec.grace, |due| due.since(now));
+        let after_hook = if self.spec.pre_stop { TERM_AFTER_PRE_STOP } else { Duration::ZERO };
+        own + after_hook + KILL_PATIENCE
+    }
+
+    /// What its run has to do with its probes.
+    pub(crate) fn watched(&self, stopping: bool) -> Watched {
+        let present = self.run.filter(|run| run.left.is_none());
+        Watched { up: present.and_then(|run| run.up).map(|(up, _)| up), stopping }
+    }
+
+    /// Whether its run has not been told to stop.
+    pub(crate) fn run_stays(&self) -> bool {
+        self.run.is_some_and(|run| run.left.is_none())
+    }
+
+    /// Whether it runs and all that its readiness takes has come.
+    pub(crate) fn is_ready(&self) -> bool {
+        self.watched(false).up.is_some() && self.loops.is_none() && self.health.conditions_are_met()
     }
 }
 

@@ -3,36 +3,38 @@
 use std::time::Duration;
 
 use enclave_supervisor::engine::{
-    Change, DeploymentPhase, Effect, Event, ExitReason, Moment, Outcome, PluginId, PluginPhase, Reason, Role,
-    RunEnd, RunId, SPAWN_PATIENCE, Snapshot, Spec, Stop, TURN_RESERVE,
+    Change, DeploymentPhase, Effect, Event, ExitReason, Moment, Outcome, PluginId, PluginPhase, ProbeId,
+    Reason, Role, RunEnd, RunId, SPAWN_PATIENCE, Snapshot, Spec, TURN_RESERVE,
 };
 
 use crate::cast::{Cast, Due, Member, Run};
+use crate::health::Health;
 
 /// More effects than this per plugin in one step would be a storm.
-const EFFECTS_PER_PLUGIN_MAX: usize = 6;
+pub(crate) const EFFECTS_PER_PLUGIN_MAX: usize = 9;
 /// What concerns the deployment: `Draining`, `WorkloadEnded`, the report of the end, the end.
-const EFFECTS_OF_DEPLOYMENT_MAX: usize = 4;
+pub(crate) const EFFECTS_OF_DEPLOYMENT_MAX: usize = 4;
 
 /// A stop that is on.
 #[derive(Debug, Clone, Copy)]
-struct Stopping {
-    deadline: Moment,
+pub(crate) struct Stopping {
+    pub(crate) deadline: Moment,
     outcome: Outcome,
     /// What each turn is owed, at least.
-    share: Duration,
+    pub(crate) share: Duration,
 }
 
 pub(crate) struct Checker {
-    timer_late_max: Duration,
-    cast: Cast,
-    now: Moment,
+    pub(crate) timer_late_max: Duration,
+    pub(crate) cast: Cast,
+    pub(crate) now: Moment,
     started: bool,
     /// The latest role whose plugins may start.
     open: Role,
-    stopping: Option<Stopping>,
+    pub(crate) stopping: Option<Stopping>,
     ended: bool,
     run_last: RunId,
+    pub(crate) probe_last: ProbeId,
     last: Option<(Snapshot, Option<Moment>)>,
 }
 
@@ -43,6 +45,8 @@ macro_rules! ensure {
         }
     };
 }
+
+pub(crate) use ensure;
 
 impl Checker {
     pub(crate) fn new(specs: Vec<Spec>, timer_late_max: Duration) -> Self {
@@ -55,6 +59,7 @@ impl Checker {
             stopping: None,
             ended: false,
             run_last: RunId(0),
+            probe_last: ProbeId(0),
             last: None,
         }
     }
@@ -92,9 +97,9 @@ impl Checker {
             match *effect {
                 Effect::Spawn { plugin, run } => self.spawned_in_turn(plugin, run)?,
                 Effect::Signal { plugin, run, signal } => self.signalled_in_turn(plugin, run, signal)?,
-                Effect::Probe { .. } | Effect::CancelProbe { .. } | Effect::PreStop { .. } => {
-                    return Err(format!("NobodyIsAskedInVain: {effect:?}"));
-                }
+                Effect::PreStop { plugin, run } => self.hooked_in_turn(plugin, run)?,
+                Effect::Probe { plugin, run, kind, id } => self.asked(plugin, run, kind, id)?,
+                Effect::CancelProbe { plugin, run, kind, id } => self.cancelled(plugin, run, kind, id)?,
                 Effect::Report(change) => self.reported(change, event)?,
                 Effect::End(outcome) => self.ended_in_turn(outcome)?,
             }
@@ -109,6 +114,8 @@ impl Checker {
             "{next_deadline:?} at {now:?}"
         );
         self.nothing_due_is_forgotten(snapshot, next_deadline)?;
+        self.probes_are_settled(next_deadline)?;
+        self.ends_go_on(next_deadline)?;
         self.last = Some((snapshot.clone(), next_deadline));
         Ok(())
     }
@@ -126,10 +133,18 @@ impl Checker {
                 self.started |= starts;
                 starts
             }
-            Event::DeadlineReached
-            | Event::Probed { .. }
-            | Event::Notified { .. }
-            | Event::PreStopEnded { .. } => false,
+            Event::DeadlineReached => false,
+            Event::Probed { plugin, run, kind, id, result } => self
+                .present(plugin, run)
+                .is_some_and(|member| member.run_stays() && member.health.hear_answer(kind, id, result)),
+            Event::Notified { plugin, run } => self
+                .present(plugin, run)
+                .is_some_and(|member| member.run_stays() && member.health.hear_notified()),
+            Event::PreStopEnded { plugin, run } => {
+                let present = self.present(plugin, run).and_then(|member| member.run.as_mut());
+                let awaited = present.filter(|run| run.hooked && run.term.is_none() && !run.killed);
+                awaited.is_some_and(|run| !std::mem::replace(&mut run.hook_ended, true))
+            }
             Event::Drain { .. } => true,
             Event::Spawned { plugin, run, pid } => {
                 let Some(member) = self.cast.0.get_mut(plugin.0) else { return false };
@@ -146,11 +161,19 @@ impl Checker {
         }
     }
 
+    pub(crate) fn present(&mut self, plugin: PluginId, run: RunId) -> Option<&mut Member> {
+        let member = self.cast.0.get_mut(plugin.0)?;
+        member.run.is_some_and(|present| present.id == run).then_some(member)
+    }
+
     fn hear_end(&mut self, plugin: PluginId, run: RunId, end: RunEnd) -> bool {
         let turn_is_on = self.stopping.is_some() && self.waits_for(plugin.0).is_none();
         let Some(member) = self.cast.0.get_mut(plugin.0) else { return false };
         let Some(present) = member.run.take_if(|present| present.id == run) else { return false };
-        let success = end == RunEnd::Exited(ExitReason::Code(0));
+        let condemned = member.health.condemned.is_some();
+        let success = end == RunEnd::Exited(ExitReason::Code(0)) && !condemned;
+        member.to_cancel = member.health.open();
+        member.health = Health::new(&member.spec);
         let ran_for = present.up.map_or(Duration::ZERO, |(up, _)| self.now.since(up));
         member.answered = true;
         member.owed = Some(if turn_is_on { Due::Stopped } else { member.verdict(success, ran_for) });
@@ -161,7 +184,7 @@ impl Checker {
     }
 
     /// Who must be down before this plugin's turn to stop comes.
-    fn waits_for(&self, index: usize) -> Option<usize> {
+    pub(crate) fn waits_for(&self, index: usize) -> Option<usize> {
         let in_the_way =
             |&other: &usize| self.cast.stops_before(other, index) && self.cast.0[other].in_the_way();
         (0..self.cast.0.len()).filter(|_| index < self.cast.0.len()).find(in_the_way)
@@ -184,41 +207,7 @@ impl Checker {
         }
         self.run_last = run;
         member.spawns += 1;
-        member.run = Some(Run { id: run, asked: now, up: None, term: None, killed: false });
-        Ok(())
-    }
-
-    fn signalled_in_turn(&mut self, plugin: PluginId, run: RunId, signal: Stop) -> Result<(), String> {
-        let now = self.now;
-        let Some(stopping) = self.stopping else { return Err(format!("SignalsOnlyInAStop: {plugin:?}")) };
-        let before = (0..self.cast.0.len())
-            .find(|&other| self.cast.stops_before(other, plugin.0) && self.cast.0[other].in_the_way());
-        ensure!(before.is_none(), "StopOrderIsKept", "{plugin:?} before p{before:?}");
-        let came_up = self.cast.0[plugin.0].run.and_then(|run| run.up).is_some_and(|(up, _)| up == now);
-        let turn_starts = self.cast.0[plugin.0].run.is_some_and(|run| run.term.is_none()) && !came_up;
-        let left = stopping.deadline.since(now) + self.timer_late_max;
-        let fair = !turn_starts || left >= stopping.share;
-        ensure!(fair, "EveryTurnHasItsShare", "{plugin:?} has {left:?} of {:?}", stopping.share);
-        // Enough time for its own grace and for every turn that may still come.
-        let turns = u32::try_from(self.cast.0.len()).expect("invariant: a scenario has few plugins") + 1;
-        let member = &mut self.cast.0[plugin.0];
-        let grace = member.spec.grace;
-        let leisure = stopping.deadline.since(now) >= grace + TURN_RESERVE * turns;
-        let present = member.run.as_mut().filter(|present| present.id == run && present.up.is_some());
-        let Some(present) = present else { return Err(format!("SignalsOnlyToLiveRuns: {plugin:?} {run:?}")) };
-        match signal {
-            Stop::Term => {
-                ensure!(present.term.is_none() && !present.killed, "SignalsOnce", "{plugin:?} {signal:?}");
-                present.term = Some(now);
-            }
-            Stop::Kill => {
-                ensure!(!present.killed, "SignalsOnce", "{plugin:?} {signal:?}");
-                let waited = present.term.map_or(Duration::ZERO, |term| now.since(term));
-                let due = waited >= grace || !leisure || member.abandoned;
-                ensure!(due, "KillWaitsForTheGrace", "{plugin:?} after {waited:?} of {grace:?}");
-                present.killed = true;
-            }
-        }
+        member.run = Some(Run::new(run, now));
         Ok(())
     }
 
@@ -256,7 +245,7 @@ impl Checker {
                     users().all(|index| self.cast.0[index].final_phase == Some(PluginPhase::Completed));
                 let expected = if completed { Outcome::Completed } else { Outcome::Failed };
                 ensure!(outcome == expected, "OutcomeIsTrue", "{outcome:?}, not {expected:?}");
-                let takes: Duration = self.cast.0.iter().map(Member::stop_takes_max).sum();
+                let takes: Duration = self.cast.0.iter().map(|member| member.stop_takes_max(now)).sum();
                 self.stopping = Some(Stopping { deadline: now.after(takes), outcome, share: share(takes) });
             }
             Change::End { outcome } => {
@@ -319,14 +308,19 @@ impl Checker {
             Change::Exited { .. } | Change::SpawnFailed { .. } => member.owed.is_some(),
             Change::CrashLoop { .. } => member.loops.is_some(),
             Change::DependencyFailed { .. } => blocked,
+            Change::PreStop { .. } => {
+                member.run.is_some_and(|run| run.hooked && run.left.is_some_and(|(left, _)| left == now))
+            }
             Change::Stopping { .. } => member.run.is_some_and(|run| run.term == Some(now)),
             Change::Killed { .. } => member.run.is_some_and(|run| run.killed),
-            Change::Ready { .. }
-            | Change::ProbeFailed { .. }
-            | Change::PreStop { .. }
-            | Change::Draining { .. }
-            | Change::WorkloadEnded { .. }
-            | Change::End { .. } => false,
+            Change::Ready { .. } => {
+                let conditions = member.health.has_conditions();
+                member.is_ready() && conditions && !std::mem::replace(&mut member.health.told_ready, true)
+            }
+            Change::ProbeFailed { kind, failures, .. } => {
+                return member.health.failed(kind, failures);
+            }
+            Change::Draining { .. } | Change::WorkloadEnded { .. } | Change::End { .. } => false,
         };
         ensure!(true_report, "ReportsAreTrue", "{change:?} of {member:?}");
         Ok(())
@@ -385,8 +379,8 @@ impl Checker {
             let held = member.spec.role > self.open || !self.cast.dependencies_ready(index, snapshot);
             ensure!(member.spawns > 0 || held, "NobodyWaitsInVain", "p{index}");
             let overdue = member.run.is_none() && member.restart_due.is_some_and(|due| due <= self.now);
-            let steady = member.loops.zip(member.run.and_then(|run| run.up));
-            let forgotten = steady.is_some_and(|(wait, (up, _))| self.now.since(up) >= wait);
+            let steady = member.loops.zip(member.watched(false).up);
+            let forgotten = steady.is_some_and(|(wait, up)| self.now.since(up) >= wait);
             ensure!(!forgotten, "CrashLoopIsLeftByRunning", "p{index} {steady:?}");
             ensure!(!overdue, "NobodyWaitsInVain", "p{index} {:?}", member.restart_due);
         }
@@ -399,10 +393,7 @@ impl Checker {
             return Ok(());
         }
         for (index, member) in self.cast.0.iter().enumerate() {
-            let Some(run) = member.run.filter(|run| run.up.is_some() && run.term.is_none() && !run.killed)
-            else {
-                continue;
-            };
+            let Some(run) = member.run.filter(|run| run.up.is_some() && run.left.is_none()) else { continue };
             ensure!(self.waits_for(index).is_some(), "TurnsComeAtOnce", "p{index} {run:?}");
         }
         Ok(())
@@ -419,8 +410,7 @@ impl Checker {
         }
         for (index, member) in self.cast.0.iter().enumerate() {
             let restart = member.restart_due.filter(|_| member.run.is_none());
-            let steady =
-                member.loops.zip(member.run.and_then(|run| run.up)).map(|(wait, (up, _))| up.after(wait));
+            let steady = member.loops.zip(member.watched(false).up).map(|(wait, up)| up.after(wait));
             let first = member.run.filter(|_| !member.answered).map(|run| run.asked.after(SPAWN_PATIENCE));
             let first = first.filter(|&due| due > self.now);
             for due in [restart, steady, first].into_iter().flatten() {
@@ -432,13 +422,12 @@ impl Checker {
 
     fn status_is_true(&self, snapshot: &Snapshot) -> Result<(), String> {
         for (index, (member, seen)) in self.cast.0.iter().zip(&snapshot.plugins).enumerate() {
-            let told = |run: &Run| run.term.is_some() || run.killed;
             let blocked = self.started
                 && self.cast.is_blocked(index)
                 && member.final_phase != Some(PluginPhase::Stopped);
             let waiting = member.restart_due.map_or(PluginPhase::Waiting, |_| PluginPhase::BackingOff);
             let expected = match &member.run {
-                Some(run) if told(run) => PluginPhase::Stopping,
+                Some(run) if run.left.is_some() => PluginPhase::Stopping,
                 Some(Run { up: Some(_), .. }) => PluginPhase::Running,
                 Some(_) => PluginPhase::Starting,
                 None => member.final_phase.unwrap_or(waiting),
@@ -460,13 +449,10 @@ impl Checker {
                 "p{index}: {due:?}, not {:?}",
                 seen.next_restart
             );
-            let ready = expected == PluginPhase::Running && member.loops.is_none();
-            ensure!(
-                seen.ready == ready,
-                "CrashLoopIsNeverReady",
-                "p{index} in {expected:?}, loops {:?}",
-                member.loops
-            );
+            let ready = member.is_ready();
+            ensure!(seen.ready == ready, "ReadyIsTrue", "p{index} in {expected:?}: {ready}, {member:?}");
+            let probes = member.health.snapshot();
+            ensure!(seen.probes == probes, "StatusIsTrue", "p{index}: {probes:?}, not {:?}", seen.probes);
             let says_blocked = seen.reason == Some(Reason::DependencyFailed);
             ensure!(says_blocked == blocked, "StatusIsTrue", "p{index} blocked {blocked}: {:?}", seen.reason);
             ensure!(seen.since <= self.now, "StatusIsTrue", "p{index} since {:?}", seen.since);

@@ -1,12 +1,16 @@
 //! The seeded simulator: the engine in a virtual world of processes that crash, hang, ignore TERM, survive
-//! KILL, exit at once or are never spawned, with every invariant checked after every step.
+//! KILL, exit at once or are never spawned, whose probes pass, fail, flap, hang or answer late, and whose
+//! preStop hooks hang, with every invariant checked after every step.
 //!
 //! `SIM_SEED=7 cargo test --test sim` replays one seed with its trace; `SIM_SEEDS=1000000` tries more of
 //! them.
 
 mod cast;
+mod curve;
 mod dice;
+mod health;
 mod invariants;
+mod leaving;
 mod scenario;
 mod world;
 
@@ -14,17 +18,19 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
 use enclave_supervisor::engine::{
-    Change, Effect, Engine, Event, ExitReason, Moment, PluginId, Role, RunId, SpawnError,
+    Change, Effect, Engine, Event, ExitReason, Moment, PluginId, ProbeId, ProbeResult, Role, RunId,
+    SpawnError,
 };
 
 use dice::Dice;
+use invariants::{EFFECTS_OF_DEPLOYMENT_MAX, EFFECTS_PER_PLUGIN_MAX};
 use scenario::{Habits, Scenario};
-use world::World;
+use world::{PROBE_KINDS, World};
 
 /// How many seeds a normal test run tries.
 const SEEDS: u64 = 10_000;
 /// Fewer where one seed means two runs.
-const SEEDS_OF_PAIRS: u64 = 1500;
+const SEEDS_OF_PAIRS: u64 = 1000;
 
 fn number_from(variable: &str) -> Option<u64> {
     let text = std::env::var(variable).ok()?;
@@ -121,10 +127,10 @@ impl Fate {
                         Some(plugin) => (plugin, format!("{change:?}")),
                         None => continue,
                     },
-                    Effect::Probe { .. }
-                    | Effect::CancelProbe { .. }
-                    | Effect::PreStop { .. }
-                    | Effect::End(_) => continue,
+                    Effect::Probe { plugin, kind, .. } => (*plugin, format!("Probe {kind:?}")),
+                    Effect::CancelProbe { plugin, kind, .. } => (*plugin, format!("CancelProbe {kind:?}")),
+                    Effect::PreStop { plugin, .. } => (*plugin, "PreStop".to_owned()),
+                    Effect::End(_) => continue,
                 };
                 if is_user(plugin) {
                     fate.entries.push((since, plugin, what));
@@ -163,18 +169,23 @@ fn any_event_in_any_state_has_a_bounded_result() {
     for_each_seed(SEEDS_OF_PAIRS, |seed| {
         let specs: Vec<_> = Scenario::new(seed).actors.into_iter().map(|actor| actor.spec).collect();
         let mut dice = Dice::new(seed, u64::MAX);
-        let (count, mut runs) = (specs.len(), 0);
+        let (count, mut runs, mut probes) = (specs.len(), 0, 0);
         let mut engine = Engine::new(specs, seed);
         let mut latest = Moment::default();
         for _ in 0..80 {
             let plugin = PluginId(dice.index(count + 1));
             let run = RunId(runs + 2 - dice.below(runs.min(6) + 3).min(runs + 2));
-            let event = match dice.below(12) {
+            let (kind, id) = (dice.pick(&PROBE_KINDS), ProbeId(probes + 1 - dice.below(3).min(probes + 1)));
+            let result = dice.pick(&[ProbeResult::Success, ProbeResult::Failure, ProbeResult::Unknown]);
+            let event = match dice.below(18) {
                 0 => Event::Start,
                 1 | 2 => Event::DeadlineReached,
                 3 if dice.percent(10) => Event::Drain { grace: any_time(&mut dice) },
                 3..=6 => Event::Spawned { plugin, run, pid: 0 },
                 7 => Event::SpawnFailed { plugin, run, error: SpawnError { stage: "", errno: i32::MIN } },
+                8..=11 => Event::Probed { plugin, run, kind, id, result },
+                12 => Event::Notified { plugin, run },
+                13 => Event::PreStopEnded { plugin, run },
                 _ => Event::Exited { plugin, run, exit: ExitReason::Code(i32::MIN) },
             };
             // Time may jump, stand still or go back.
@@ -182,7 +193,8 @@ fn any_event_in_any_state_has_a_bounded_result() {
             latest = latest.max(now);
             let effects = engine.step(now, event);
             runs += effects.iter().filter(|effect| matches!(effect, Effect::Spawn { .. })).count() as u64;
-            if effects.len() > count * 6 + 4 {
+            probes += effects.iter().filter(|effect| matches!(effect, Effect::Probe { .. })).count() as u64;
+            if effects.len() > count * EFFECTS_PER_PLUGIN_MAX + EFFECTS_OF_DEPLOYMENT_MAX {
                 return Err(format!("EffectsAreBounded: {}", effects.len()));
             }
             if engine.next_deadline().is_some_and(|due| due <= latest) {

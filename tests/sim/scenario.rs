@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use enclave_supervisor::engine::{ExitReason, PluginId, Probes, RestartCurve, RestartPolicy, Role, Spec};
+use enclave_supervisor::engine::{
+    ExitReason, PluginId, ProbeResult, ProbeSpec, Probes, RestartCurve, RestartPolicy, Role, Spec,
+};
 
 use crate::dice::Dice;
 
@@ -22,6 +24,16 @@ pub(crate) struct Habits {
     /// The D state: KILL does nothing, or nothing for a while.
     pub(crate) survives_kill: u64,
     pub(crate) kill_takes_max: u64,
+    /// An answer to a probe; the rest are successes.
+    pub(crate) probe_fails: u64,
+    pub(crate) probe_is_unknown: u64,
+    pub(crate) probe_hangs: u64,
+    /// May be longer than the probe's timeout.
+    pub(crate) probe_takes_max: u64,
+    pub(crate) notifies: u64,
+    pub(crate) notify_takes_max: u64,
+    pub(crate) hook_hangs: u64,
+    pub(crate) hook_takes_max: u64,
     /// Of this plugin alone, so that what others do does not change its fate.
     pub(crate) dice: Dice,
 }
@@ -40,6 +52,14 @@ impl Habits {
             term_takes_max: dice.pick(&[1, 500, 20_000]),
             survives_kill: dice.pick(&[0, 0, 0, 30, 100]),
             kill_takes_max: dice.pick(&[1, 100, 12_000]),
+            probe_fails: dice.pick(&[0, 0, 10, 50, 100]),
+            probe_is_unknown: dice.pick(&[0, 0, 0, 20, 100]),
+            probe_hangs: dice.pick(&[0, 0, 0, 20, 100]),
+            probe_takes_max: dice.pick(&[1, 10, 500, 5000, 30_000]),
+            notifies: dice.pick(&[0, 50, 100, 100]),
+            notify_takes_max: dice.pick(&[1, 100, 5000, 60_000]),
+            hook_hangs: dice.pick(&[0, 0, 20, 100]),
+            hook_takes_max: dice.pick(&[1, 500, 5000, 40_000]),
             dice: own,
         }
     }
@@ -58,6 +78,14 @@ impl Habits {
             term_takes_max: 5,
             survives_kill: 0,
             kill_takes_max: 5,
+            probe_fails: 0,
+            probe_is_unknown: 0,
+            probe_hangs: 0,
+            probe_takes_max: 5,
+            notifies: 100,
+            notify_takes_max: 5,
+            hook_hangs: 0,
+            hook_takes_max: 5,
             dice: own,
         }
     }
@@ -65,6 +93,16 @@ impl Habits {
     /// Milliseconds below `max`, to the microsecond.
     pub(crate) fn time(&mut self, max: u64) -> Duration {
         Duration::from_micros(self.dice.below(max * 1000))
+    }
+
+    pub(crate) fn probe_result(&mut self) -> ProbeResult {
+        if self.dice.percent(self.probe_fails) {
+            ProbeResult::Failure
+        } else if self.dice.percent(self.probe_is_unknown) {
+            ProbeResult::Unknown
+        } else {
+            ProbeResult::Success
+        }
     }
 
     pub(crate) fn exit(&mut self) -> ExitReason {
@@ -142,10 +180,10 @@ impl Scenario {
             }
         }
         scenario.drains.clear();
-        scenario.horizon = Duration::from_secs(200);
+        scenario.horizon = Duration::from_secs(100);
         scenario.timer_late_max = 0;
         scenario.noise = 0;
-        scenario.steps_max = 2000;
+        scenario.steps_max = 800;
         scenario
     }
 }
@@ -175,9 +213,29 @@ fn any_spec(dice: &mut Dice, index: usize) -> Spec {
         curve,
         grace: Duration::from_millis(dice.pick(&[0, 50, 2000, 30_000, 30_000, 600_000])),
         depends_on: Vec::new(),
-        probes: Probes::default(),
-        notify: false,
-        pre_stop: false,
+        probes: any_probes(dice),
+        notify: dice.percent(20),
+        pre_stop: dice.percent(30),
+    }
+}
+
+/// Half of the plugins have none.
+fn any_probes(dice: &mut Dice) -> Probes {
+    if dice.percent(50) {
+        return Probes::default();
+    }
+    let mut some = |chance| dice.percent(chance).then(|| any_probe(dice));
+    Probes { startup: some(40), liveness: some(60), readiness: some(60) }
+}
+
+fn any_probe(dice: &mut Dice) -> ProbeSpec {
+    ProbeSpec {
+        initial_delay: Duration::from_millis(dice.pick(&[0, 0, 1000, 30_000])),
+        period: Duration::from_millis(dice.pick(&[1000, 5000, 10_000, 10_000, 100_000])),
+        timeout: Duration::from_millis(dice.pick(&[1000, 1000, 5000, 20_000])),
+        failure_threshold: dice.pick(&[0, 1, 1, 3, 3, 10]),
+        success_threshold: dice.pick(&[0, 1, 1, 1, 2, 5]),
+        grace: dice.pick(&[None, None, Some(0), Some(3), Some(100)]).map(Duration::from_secs),
     }
 }
 

@@ -5,11 +5,15 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::time::Duration;
 
 use enclave_supervisor::engine::{
-    Effect, Engine, Event, ExitReason, Moment, PluginId, RunId, SpawnError, Stop,
+    Effect, Engine, Event, ExitReason, Moment, PluginId, ProbeId, ProbeKind, ProbeResult, RunId, SpawnError,
+    Stop,
 };
 
 use crate::invariants::Checker;
 use crate::scenario::{Scenario, any_drain_grace};
+
+pub(crate) const PROBE_KINDS: [ProbeKind; 3] =
+    [ProbeKind::Startup, ProbeKind::Liveness, ProbeKind::Readiness];
 
 /// How many events a run may take after its last drain began: answers, timers, late processes.
 const WIND_DOWN_STEPS_MAX: usize = 2000;
@@ -32,6 +36,7 @@ pub(crate) struct World {
     arranged: u64,
     timer: Option<Moment>,
     run_last: RunId,
+    probe_last: ProbeId,
     ended: bool,
     pub(crate) trace: Vec<Step>,
 }
@@ -47,6 +52,7 @@ impl World {
             arranged: 0,
             timer: None,
             run_last: RunId(0),
+            probe_last: ProbeId(0),
             ended: false,
             trace: Vec::new(),
             scenario,
@@ -134,8 +140,10 @@ impl World {
             match effect {
                 Effect::Spawn { plugin, run } => self.spawn(plugin, run),
                 Effect::Signal { plugin, run, signal } => self.signal(plugin, run, signal),
-                Effect::Probe { .. } | Effect::CancelProbe { .. } | Effect::PreStop { .. } => {}
-                Effect::Report(_) => {}
+                Effect::PreStop { plugin, run } => self.pre_stop(plugin, run),
+                Effect::Probe { plugin, run, kind, id } => self.probe(plugin, run, kind, id),
+                // What is on its way comes all the same, and must change nothing.
+                Effect::CancelProbe { .. } | Effect::Report(_) => {}
                 Effect::End(_) => self.ended = true,
             }
         }
@@ -160,6 +168,12 @@ impl World {
         let life = habits.time(habits.lives_max);
         let forever = habits.dice.percent(habits.lives_forever);
         let exit = habits.exit();
+        let notifies = habits.dice.percent(habits.notifies);
+        let notice = habits.time(habits.notify_takes_max);
+        if notifies {
+            // May overtake the answer.
+            self.arrange(notice, Event::Notified { plugin, run });
+        }
         if overtaken {
             self.arrange(answer, Event::Exited { plugin, run, exit });
             self.arrange(answer, Event::Spawned { plugin, run, pid });
@@ -171,9 +185,31 @@ impl World {
         }
     }
 
+    fn probe(&mut self, plugin: PluginId, run: RunId, kind: ProbeKind, id: ProbeId) {
+        self.probe_last = id;
+        let habits = &mut self.scenario.actors[plugin.0].habits;
+        let (hangs, wait) = (habits.dice.percent(habits.probe_hangs), habits.time(habits.probe_takes_max));
+        let result = habits.probe_result();
+        if !hangs {
+            self.arrange(wait, Event::Probed { plugin, run, kind, id, result });
+        }
+    }
+
+    fn pre_stop(&mut self, plugin: PluginId, run: RunId) {
+        let habits = &mut self.scenario.actors[plugin.0].habits;
+        let (hangs, wait) = (habits.dice.percent(habits.hook_hangs), habits.time(habits.hook_takes_max));
+        if !hangs {
+            self.arrange(wait, Event::PreStopEnded { plugin, run });
+        }
+    }
+
     fn signal(&mut self, plugin: PluginId, run: RunId, signal: Stop) {
         let habits = &mut self.scenario.actors[plugin.0].habits;
         let (immune, takes_max, exit) = match signal {
+            // Who obeys may well end as if it had done what it was to do.
+            Stop::Term if habits.dice.percent(habits.succeeds) => {
+                (habits.ignores_term, habits.term_takes_max, ExitReason::Code(0))
+            }
             Stop::Term => (habits.ignores_term, habits.term_takes_max, ExitReason::Signal(15)),
             Stop::Kill => (habits.survives_kill, habits.kill_takes_max, ExitReason::Signal(9)),
         };
@@ -195,11 +231,17 @@ impl World {
             1 => RunId(self.run_last.0 + 1 + dice.below(5)),
             _ => self.checker.stale_run(plugin, RunId(dice.below(self.run_last.0 + 1))),
         };
-        match dice.below(5) {
+        let kind = dice.pick(&PROBE_KINDS);
+        let id = ProbeId(dice.below(self.probe_last.0 + 2));
+        let result = dice.pick(&[ProbeResult::Success, ProbeResult::Failure, ProbeResult::Unknown]);
+        match dice.below(8) {
             0 => Event::Start,
             1 => Event::DeadlineReached,
             2 => Event::Spawned { plugin, run, pid: 1 },
-            3 => Event::SpawnFailed { plugin, run, error: SpawnError { stage: "fork", errno: 11 } },
+            3 => Event::Notified { plugin, run },
+            4 => Event::PreStopEnded { plugin, run },
+            5 => Event::Probed { plugin, run, kind, id, result },
+            6 => Event::SpawnFailed { plugin, run, error: SpawnError { stage: "fork", errno: 11 } },
             _ => Event::Exited { plugin, run, exit: ExitReason::Code(0) },
         }
     }
