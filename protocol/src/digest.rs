@@ -108,7 +108,9 @@ fn plugin(plugin: &Plugin) -> Json {
         Json::option(words.as_ref(), |words| Json::texts(words.iter().map(String::as_str)))
     };
     let optional = |text: &Option<String>| Json::option(text.as_deref(), Json::text);
-    Json::object([
+    // Only where it is set: a manifest from before the field was there keeps its digest.
+    let notify_ready = plugin.notify_ready.then_some(("notifyReady", Json::Bool(true)));
+    let fields = [
         ("access", Json::texts(plugin.access.iter().map(|access| access.word()))),
         ("args", words(&plugin.args)),
         ("command", words(&plugin.command)),
@@ -129,7 +131,8 @@ fn plugin(plugin: &Plugin) -> Json {
         ("startupProbe", Json::option(plugin.probes.startup.as_ref(), probe)),
         ("volumes", volumes(plugin)),
         ("workingDir", optional(&plugin.working_dir)),
-    ])
+    ];
+    Json::object(fields.into_iter().chain(notify_ready))
 }
 
 fn kind(plugin: &Plugin) -> &'static str {

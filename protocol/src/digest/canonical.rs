@@ -24,8 +24,8 @@ impl Json {
     }
 
     /// An object of fields whose names are ours.
-    pub(super) fn object<const N: usize>(fields: [(&str, Json); N]) -> Self {
-        Self::Object(fields.map(|(name, value)| (name.to_owned(), value)).into())
+    pub(super) fn object<'n>(fields: impl IntoIterator<Item = (&'n str, Json)>) -> Self {
+        Self::Object(fields.into_iter().map(|(name, value)| (name.to_owned(), value)).collect())
     }
 
     /// The value, or null.

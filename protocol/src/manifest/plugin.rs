@@ -92,6 +92,9 @@ pub struct Plugin {
     pub restart: Restart,
     /// Whether it lives.
     pub probes: Probes,
+    /// It is ready only once it has said so itself: `READY=1` to the socket that `NOTIFY_SOCKET` names, as
+    /// `sd_notify` does. Beside its readiness probe, if it has one.
+    pub notify_ready: bool,
     /// Runs before it is told to stop.
     pub pre_stop: Option<Handler>,
     /// From SIGTERM to SIGKILL.
@@ -100,7 +103,7 @@ pub struct Plugin {
     pub limits: Limits,
     /// What it may do.
     pub security: Security,
-    /// Plugins that must be ready before it starts.
+    /// Plugins that must be ready, or have completed, before it starts.
     pub depends_on: Vec<String>,
     /// What it may read of the supervisor's API.
     pub access: BTreeSet<Access>,
@@ -217,6 +220,7 @@ fn check<'a>(
     }
     let restart = restart::check(&mut fields);
     let probes = probe::check(&mut fields);
+    let notify_ready = fields.field("notifyReady").and_then(|c| c.boolean()).unwrap_or(false);
     let pre_stop = fields.field("lifecycle").and_then(|c| probe::check_lifecycle(&c));
     let grace = fields.field("terminationGracePeriodSeconds").and_then(|c| c.integer(0..=GRACE_SECONDS_MAX));
     let grace = Duration::from_secs(grace.unwrap_or(GRACE_SECONDS).into());
@@ -242,6 +246,7 @@ fn check<'a>(
         unresolved,
         restart,
         probes,
+        notify_ready,
         pre_stop,
         grace,
         limits,

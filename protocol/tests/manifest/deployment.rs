@@ -463,6 +463,7 @@ fn what_is_accepted_but_not_in_force_is_said() {
   startupProbe: {tcpSocket: {port: 1}}
   livenessProbe: {tcpSocket: {port: 1}}
   readinessProbe: {exec: {command: [x]}}
+  notifyReady: true
   lifecycle: {preStop: {exec: {command: [x]}}}
   resources: {limits: {cpu: 1}, requests: {cpu: 1}}
   securityContext: {readOnlyRootFilesystem: true, capabilities: {drop: [ALL]}, runAsUser: 1}
@@ -481,6 +482,7 @@ caCertDetails: {enclaveCertType: ENCLAVE_GENERATED}",
             NotImplemented: spec.userPlugins[0].startupProbe: accepted but not in force in this release; a plugin counts as ready once it runs
             NotImplemented: spec.plugins.logging.spec.livenessProbe, spec.userPlugins[0].livenessProbe: accepted but not in force in this release; a plugin lives as long as its process
             NotImplemented: spec.userPlugins[0].readinessProbe: accepted but not in force in this release; a plugin counts as ready once it runs
+            NotImplemented: spec.userPlugins[0].notifyReady: accepted but not in force in this release; a plugin counts as ready once it runs
             NotImplemented: spec.userPlugins[0].lifecycle.preStop: accepted but not in force in this release; a plugin is stopped by SIGTERM alone
             NotImplemented: spec.userPlugins[0].resources.limits: accepted but not in force in this release; plugins share the enclave's CPUs and memory
             NotImplemented: spec.userPlugins[0].securityContext.capabilities: accepted but not in force in this release; every plugin has the same capabilities

@@ -65,7 +65,7 @@ fn host_side_fields_and_the_way_of_writing_make_no_difference() {
         ("name: app\n", "\"name\": 'app' # the workload\n"),
         (
             "image: registry.example/worker:1",
-            "image: registry.example/worker:1\n      restart: {factor: 2.0}\n      command: []",
+            "image: registry.example/worker:1\n      restart: {factor: 2.0}\n      command: []\n      notifyReady: false",
         ),
         ("cpu: 750m", "cpu: 0.75"),
         ("memory: 64Mi", "memory: 67108864"),
@@ -131,6 +131,7 @@ fn every_enclave_relevant_change_makes_another_digest() {
         ("scheme: HTTPS", "scheme: HTTP"),
         ("name: X-Probe", "name: X-Other"),
         ("successThreshold: 2", "successThreshold: 3"),
+        ("notifyReady: true", "notifyReady: false"),
         ("command: [/stop]", "command: [/halt]"),
         ("cpu: 750m", "cpu: 751m"),
         ("memory: 64Mi", "memory: 65Mi"),

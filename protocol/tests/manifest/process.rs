@@ -2,6 +2,8 @@
 
 use expect_test::expect;
 
+use enclave_protocol::manifest::{Handler, Probes};
+
 use crate::{check, plugin, with_plugin};
 
 #[test]
@@ -268,5 +270,192 @@ lifecycle: {preStop: {tcpSocket: {port: 1}}, postStart: {}}",
             20:29: spec.userPlugins[0].lifecycle.preStop.tcpSocket: unknown field "tcpSocket"
             20:52: spec.userPlugins[0].lifecycle.postStart: unknown field "postStart"
         "#]],
+    );
+}
+
+#[test]
+fn no_number_of_a_probe_goes_beyond_a_day_or_is_written_as_text() {
+    check(
+        &with_plugin(
+            "startupProbe:
+  tcpSocket: {port: 80}
+  initialDelaySeconds: 86401
+  periodSeconds: 86401
+  timeoutSeconds: 1.5
+  failureThreshold: '3'
+  successThreshold: 0
+  terminationGracePeriodSeconds: 0
+livenessProbe:
+  tcpSocket: {port: 80}
+  initialDelaySeconds: 99999999999999999999
+  periodSeconds: 10s
+  timeoutSeconds: -5
+  failureThreshold: 4294967296
+  successThreshold: -1
+  terminationGracePeriodSeconds: 86401
+readinessProbe:
+  tcpSocket: {port: 80}
+  timeoutSeconds: [1]
+  periodSeconds: true
+  successThreshold: 86401",
+        ),
+        expect![[r#"
+            10:30: spec.userPlugins[0].startupProbe.initialDelaySeconds: expected a whole number from 0 to 86400, found the number 86401
+            11:24: spec.userPlugins[0].startupProbe.periodSeconds: expected a whole number from 1 to 86400, found the number 86401
+            12:25: spec.userPlugins[0].startupProbe.timeoutSeconds: expected a whole number, found the number 1.5
+            13:27: spec.userPlugins[0].startupProbe.failureThreshold: expected a whole number, found the string "3"; remove the quotes
+            14:27: spec.userPlugins[0].startupProbe.successThreshold: expected a whole number from 1 to 86400, found the number 0
+            15:40: spec.userPlugins[0].startupProbe.terminationGracePeriodSeconds: expected a whole number from 1 to 86400, found the number 0
+            18:30: spec.userPlugins[0].livenessProbe.initialDelaySeconds: expected a whole number from 0 to 86400, found the number 99999999999999999999
+            19:24: spec.userPlugins[0].livenessProbe.periodSeconds: expected a whole number, found the string "10s"
+            20:25: spec.userPlugins[0].livenessProbe.timeoutSeconds: expected a whole number from 1 to 86400, found the number -5
+            21:27: spec.userPlugins[0].livenessProbe.failureThreshold: expected a whole number from 1 to 86400, found the number 4294967296
+            22:27: spec.userPlugins[0].livenessProbe.successThreshold: expected a whole number from 1 to 86400, found the number -1
+            23:40: spec.userPlugins[0].livenessProbe.terminationGracePeriodSeconds: expected a whole number from 1 to 86400, found the number 86401
+            26:25: spec.userPlugins[0].readinessProbe.timeoutSeconds: expected a whole number, found a list
+            27:24: spec.userPlugins[0].readinessProbe.periodSeconds: expected a whole number, found the boolean true
+            28:27: spec.userPlugins[0].readinessProbe.successThreshold: expected a whole number from 1 to 86400, found the number 86401
+        "#]],
+    );
+    let at_the_bounds = plugin(
+        "livenessProbe: {tcpSocket: {port: 65535}, periodSeconds: 86400, terminationGracePeriodSeconds: 86400}",
+    );
+    assert_eq!(at_the_bounds.probes.liveness.unwrap().period_seconds, 86_400);
+}
+
+#[test]
+fn every_wrong_handler_of_a_probe_is_named_with_its_place() {
+    check(
+        &with_plugin(
+            "startupProbe: 5
+livenessProbe: {exec: [cat, /x]}
+readinessProbe: {grpc: {port: 80}}",
+        ),
+        expect![[r#"
+            8:21: spec.userPlugins[0].startupProbe: expected a mapping, found the number 5
+            9:29: spec.userPlugins[0].livenessProbe.exec: expected a mapping, found a list
+            10:23: spec.userPlugins[0].readinessProbe: exactly one of exec, httpGet and tcpSocket is required, 0 are given
+            10:24: spec.userPlugins[0].readinessProbe.grpc: unknown field "grpc"
+        "#]],
+    );
+    check(
+        &with_plugin(
+            "startupProbe: {exec: {}}
+livenessProbe: {exec: {command: cat /x}}
+readinessProbe: {exec: {command: [cat, 5, \"a\\0b\", {}], timeout: 1}}",
+        ),
+        expect![[r#"
+            8:28: spec.userPlugins[0].startupProbe.exec: the field command is required
+            9:39: spec.userPlugins[0].livenessProbe.exec.command: expected a list, found the string "cat /x"
+            10:46: spec.userPlugins[0].readinessProbe.exec.command[1]: expected a string, found the number 5; put it in quotes
+            10:49: spec.userPlugins[0].readinessProbe.exec.command[2]: a string must not hold a NUL character
+            10:57: spec.userPlugins[0].readinessProbe.exec.command[3]: expected a string, found a mapping
+            10:62: spec.userPlugins[0].readinessProbe.exec.timeout: unknown field "timeout"
+        "#]],
+    );
+    check(
+        &with_plugin(
+            "startupProbe: {tcpSocket: {}}
+livenessProbe: {tcpSocket: {port: http, host: x}}
+readinessProbe: {tcpSocket: 80}",
+        ),
+        expect![[r#"
+            8:33: spec.userPlugins[0].startupProbe.tcpSocket: the field port is required
+            9:41: spec.userPlugins[0].livenessProbe.tcpSocket.port: expected a whole number, found the string "http"
+            9:47: spec.userPlugins[0].livenessProbe.tcpSocket.host: unknown field "host"
+            10:35: spec.userPlugins[0].readinessProbe.tcpSocket: expected a mapping, found the number 80
+        "#]],
+    );
+    check(
+        &with_plugin(
+            "startupProbe: {httpGet: {path: /}}
+livenessProbe: {httpGet: {path: 'http://x/', port: 65536, httpHeaders: {a: b}}}
+readinessProbe: {httpGet: {path: '/a b', port: '80', scheme: FTP, httpHeaders: [{value: x}, 5]}}",
+        ),
+        expect![[r#"
+            8:31: spec.userPlugins[0].startupProbe.httpGet: the field port is required
+            9:39: spec.userPlugins[0].livenessProbe.httpGet.path: expected an absolute path of visible ASCII characters
+            9:58: spec.userPlugins[0].livenessProbe.httpGet.port: expected a whole number from 1 to 65535, found the number 65536
+            9:78: spec.userPlugins[0].livenessProbe.httpGet.httpHeaders: expected a list, found a mapping
+            10:40: spec.userPlugins[0].readinessProbe.httpGet.path: expected an absolute path of visible ASCII characters
+            10:54: spec.userPlugins[0].readinessProbe.httpGet.port: expected a whole number, found the string "80"; remove the quotes
+            10:68: spec.userPlugins[0].readinessProbe.httpGet.scheme: expected one of HTTP, HTTPS, found "FTP"
+            10:87: spec.userPlugins[0].readinessProbe.httpGet.httpHeaders[0]: the field name is required
+            10:99: spec.userPlugins[0].readinessProbe.httpGet.httpHeaders[1]: expected a mapping, found the number 5
+        "#]],
+    );
+    let headers = "{name: A, value: b}, ".repeat(33);
+    check(
+        &with_plugin(&format!("livenessProbe: {{httpGet: {{port: 1, httpHeaders: [{headers}]}}}}")),
+        expect![[r#"
+            8:55: spec.userPlugins[0].livenessProbe.httpGet.httpHeaders: 33 items are too many: the limit is 32
+        "#]],
+    );
+}
+
+#[test]
+fn a_field_of_a_probe_that_nobody_knows_gets_a_hint_and_null_means_none() {
+    check(
+        &with_plugin("livenessProbe: {tcpSocket: {port: 1}, periodSecond: 1}\nreadynessProbe: {}"),
+        expect![[r#"
+            8:45: spec.userPlugins[0].livenessProbe.periodSecond: unknown field "periodSecond"; did you mean periodSeconds?
+            9:7: spec.userPlugins[0].readynessProbe: unknown field "readynessProbe"; did you mean readinessProbe?
+        "#]],
+    );
+    let none = plugin("livenessProbe: null\nreadinessProbe:\nlifecycle: {preStop: }");
+    assert_eq!(none.probes, Probes::default());
+    assert_eq!(none.pre_stop, None);
+}
+
+#[test]
+fn every_wrong_hook_is_named_with_its_place() {
+    check(
+        &with_plugin(
+            "lifecycle: {preStop: {exec: {command: []}, httpGet: {port: 0}, sleep: {seconds: 1}}, stop: {}}",
+        ),
+        expect![[r#"
+            8:28: spec.userPlugins[0].lifecycle.preStop: exactly one of exec and httpGet is required, 2 are given
+            8:45: spec.userPlugins[0].lifecycle.preStop.exec.command: a command has at least one word
+            8:70: spec.userPlugins[0].lifecycle.preStop.sleep: unknown field "sleep"
+            8:92: spec.userPlugins[0].lifecycle.stop: unknown field "stop"
+        "#]],
+    );
+    check(
+        &with_plugin("lifecycle: {preStop: [/stop]}"),
+        expect![[r#"
+        8:28: spec.userPlugins[0].lifecycle.preStop: expected a mapping, found a list
+    "#]],
+    );
+    check(
+        &with_plugin("lifecycle: /stop"),
+        expect![[r#"
+        8:18: spec.userPlugins[0].lifecycle: expected a mapping, found the string "/stop"
+    "#]],
+    );
+    let handler = plugin("lifecycle: {preStop: {httpGet: {path: /stop, port: 80}}}").pre_stop;
+    assert!(matches!(handler, Some(Handler::HttpGet(get)) if get.path == "/stop" && !get.https));
+}
+
+#[test]
+fn a_plugin_says_itself_that_it_is_ready_only_if_asked_to() {
+    assert!(plugin("notifyReady: true").notify_ready);
+    assert!(!plugin("notifyReady: false").notify_ready && !plugin("").notify_ready);
+    check(
+        &with_plugin("notifyReady: 'true'"),
+        expect![[r#"
+        8:20: spec.userPlugins[0].notifyReady: expected true or false, found the string "true"; remove the quotes
+    "#]],
+    );
+    check(
+        &with_plugin("notifyReady: 1"),
+        expect![[r#"
+        8:20: spec.userPlugins[0].notifyReady: expected true or false, found the number 1
+    "#]],
+    );
+    check(
+        &with_plugin("notifyready: true"),
+        expect![[r#"
+        8:7: spec.userPlugins[0].notifyready: unknown field "notifyready"; did you mean notifyReady?
+    "#]],
     );
 }
