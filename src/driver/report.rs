@@ -1,6 +1,6 @@
 //! Between the engine's words and the contract's: specs in, events and status out. Pure but for the board.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use enclave_protocol::{
     control::{self, ManifestAccepted, PluginStatus, ProbeStatus, Status},
@@ -12,7 +12,7 @@ use crate::{
     control::board::Board,
     engine::{
         Change, DeploymentPhase, ExitReason, LastExit, Outcome, PluginId, PluginSnapshot, ProbeSnapshot,
-        Probes, RestartCurve, RestartPolicy, Role, RunEnd, Snapshot, Spec,
+        ProbeSpec, Probes, RestartCurve, RestartPolicy, Role, RunEnd, Snapshot, Spec,
     },
     sys::shim::Failure,
 };
@@ -47,12 +47,27 @@ pub(super) fn specs(manifest: &Manifest) -> Vec<Spec> {
         },
         grace: plugin.grace,
         depends_on: plugin.depends_on.iter().filter_map(|name| ids.get(name.as_str()).copied()).collect(),
-        // In force with the edge, which follows in the next commit.
-        probes: Probes::default(),
-        notify: false,
-        pre_stop: false,
+        probes: Probes {
+            startup: plugin.probes.startup.as_ref().map(probe),
+            liveness: plugin.probes.liveness.as_ref().map(probe),
+            readiness: plugin.probes.readiness.as_ref().map(probe),
+        },
+        notify: plugin.notify_ready,
+        pre_stop: plugin.pre_stop.is_some(),
     };
     manifest.plugins.iter().map(spec).collect()
+}
+
+fn probe(probe: &manifest::Probe) -> ProbeSpec {
+    let seconds = |seconds: u32| Duration::from_secs(seconds.into());
+    ProbeSpec {
+        initial_delay: seconds(probe.initial_delay_seconds),
+        period: seconds(probe.period_seconds),
+        timeout: seconds(probe.timeout_seconds),
+        failure_threshold: probe.failure_threshold,
+        success_threshold: probe.success_threshold,
+        grace: probe.termination_grace_seconds.map(seconds),
+    }
 }
 
 /// Tells the board and the log of a change. `failure` says more of a spawn that failed than the engine knows.
@@ -92,7 +107,7 @@ pub(super) fn status(
         last_exit: plugin.last_exit.map(|exit| last_exit(&exit, failure.as_deref(), clock)),
         next_restart: plugin.next_restart.map(|moment| clock.wall_at(moment)),
         since: clock.wall_at(plugin.since),
-        message: None,
+        message: message(plugin),
         oom_kills: 0,
         probes: plugin.probes.iter().copied().map(probe_status).collect(),
     };
@@ -115,6 +130,12 @@ pub(super) fn status(
     }
 }
 
+/// More about the reason than its word says, where the engine knows it.
+fn message(plugin: &PluginSnapshot) -> Option<String> {
+    let failed = plugin.reason.and(plugin.last_exit)?.failed_probe?;
+    Some(format!("the last run was ended by its {} probe", control::ProbeKind::from(failed).word()))
+}
+
 fn probe_status(probe: ProbeSnapshot) -> ProbeStatus {
     let ProbeSnapshot { kind, passing, failures } = probe;
     ProbeStatus { kind, passing, failures, message: None }
@@ -130,4 +151,99 @@ fn last_exit(exit: &LastExit, failure: Option<&str>, clock: Clock) -> control::L
         }
     };
     control::LastExit { code, signal, oom, error, time: clock.wall_at(exit.at) }
+}
+
+#[cfg(test)]
+mod tests {
+    use expect_test::expect;
+
+    use super::*;
+    use crate::engine::{Moment, PluginPhase, ProbeKind, Reason};
+
+    fn manifest(plugin: &str) -> Manifest {
+        let text = format!(
+            "{{apiVersion: k8s.oblv.com/v1alpha1, kind: NitroEnclaveDeployment, metadata: {{name: test}}, \
+             spec: {{userPlugins: [{{name: app, image: x, {plugin}}}]}}}}"
+        );
+        manifest::parse(&text, &manifest::Context::default()).unwrap()
+    }
+
+    #[test]
+    fn the_engine_is_told_of_probes_notices_and_hooks() {
+        let asking = "startupProbe: {tcpSocket: {port: 1}, failureThreshold: 30}, livenessProbe: {tcpSocket: \
+                      {port: 1}, initialDelaySeconds: 2, periodSeconds: 3, timeoutSeconds: 4, \
+                      terminationGracePeriodSeconds: 5}, readinessProbe: {exec: {command: [x]}, \
+                      successThreshold: 6}, notifyReady: true, lifecycle: {preStop: {exec: {command: [x]}}}";
+        let specs = specs(&manifest(asking));
+        let spec = &specs[0];
+        assert!(spec.notify && spec.pre_stop);
+        expect![[r"
+            Probes {
+                startup: Some(
+                    ProbeSpec {
+                        initial_delay: 0ns,
+                        period: 10s,
+                        timeout: 1s,
+                        failure_threshold: 30,
+                        success_threshold: 1,
+                        grace: None,
+                    },
+                ),
+                liveness: Some(
+                    ProbeSpec {
+                        initial_delay: 2s,
+                        period: 3s,
+                        timeout: 4s,
+                        failure_threshold: 3,
+                        success_threshold: 1,
+                        grace: Some(
+                            5s,
+                        ),
+                    },
+                ),
+                readiness: Some(
+                    ProbeSpec {
+                        initial_delay: 0ns,
+                        period: 10s,
+                        timeout: 1s,
+                        failure_threshold: 3,
+                        success_threshold: 6,
+                        grace: None,
+                    },
+                ),
+            }
+        "]]
+        .assert_debug_eq(&spec.probes);
+    }
+
+    #[test]
+    fn a_plugin_without_any_has_none() {
+        let specs = specs(&manifest("args: [x]"));
+        let spec = &specs[0];
+        assert!(!spec.notify && !spec.pre_stop && spec.probes == Probes::default());
+    }
+
+    #[test]
+    fn a_plugin_that_is_down_by_a_probe_says_by_which_and_one_that_is_well_says_nothing() {
+        let exit = LastExit {
+            end: RunEnd::Exited(ExitReason::Signal(15)),
+            at: Moment::default(),
+            ran_for: Duration::ZERO,
+            failed_probe: Some(ProbeKind::Liveness),
+        };
+        let mut plugin = PluginSnapshot {
+            phase: PluginPhase::BackingOff,
+            reason: Some(Reason::CrashLoopBackOff),
+            ready: false,
+            restarts: 3,
+            pid: None,
+            last_exit: Some(exit),
+            next_restart: None,
+            since: Moment::default(),
+            probes: Vec::new(),
+        };
+        assert_eq!(message(&plugin).unwrap(), "the last run was ended by its liveness probe");
+        plugin.reason = None;
+        assert_eq!(message(&plugin), None);
+    }
 }
