@@ -119,11 +119,11 @@ mod tests {
         assert_eq!(checked(&hello()), ("FILE: ok\n".to_owned(), Exit::Ok));
         let asking = hello().replace("name: fastapi\n", "name: fastapi\n      logsAccess: true\n");
         assert_eq!(checked(&asking).1, Exit::Usage);
-        let asking = hello()
-            .replace("name: fastapi\n", "name: fastapi\n      livenessProbe: {tcpSocket: {port: 1}}\n");
+        let asking =
+            hello().replace("\nspec:\n", "\nspec:\n  caCertDetails: {enclaveCertType: ENCLAVE_GENERATED}\n");
         let (said, exit) = checked(&asking);
         assert_eq!(exit, Exit::Ok);
-        assert!(said.contains("FILE: NotImplemented: spec.userPlugins[0].livenessProbe"), "{said}");
+        assert!(said.contains("FILE: NotImplemented: spec.caCertDetails.enclaveCertType"), "{said}");
     }
 
     #[test]

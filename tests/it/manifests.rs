@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use crate::{
     enclave::{Enclave, How},
-    scene::{Scene, deployment, idle, with},
+    scene::{Scene, deployment, deployment_with, idle, with},
 };
 
 fn refused(enclave: &Enclave, text: &str, status: u16) -> Problem {
@@ -191,12 +191,12 @@ fn without_a_policy_any_manifest_is_accepted_and_that_is_said() {
 #[test]
 fn what_is_not_in_force_is_accepted_and_said() {
     let mut enclave = Scene::with_app().start();
-    let app = with(idle("app"), json!({"livenessProbe": {"tcpSocket": {"port": 1}}}));
-    let accepted = enclave.run(&deployment(json!([app])));
+    let asking = json!({"caCertDetails": {"enclaveCertType": "ENCLAVE_GENERATED"}});
+    let accepted = enclave.run(&deployment_with(json!([idle("app")]), asking));
     let said: Vec<Value> = accepted.conditions.iter().map(|condition| json!(condition)).collect();
     assert_eq!(said.len(), 1, "{said:#?}");
     assert_eq!(said[0]["type"], "NotImplemented");
-    assert!(said[0]["message"].as_str().unwrap().contains("livenessProbe"), "{said:#?}");
+    assert!(said[0]["message"].as_str().unwrap().contains("enclaveCertType"), "{said:#?}");
 }
 
 #[test]

@@ -36,12 +36,7 @@ const fn row(place: Place, field: &'static str, when: When, instead: &'static st
     Row { place, field, when, instead }
 }
 
-const TABLE: [Row; 11] = [
-    row(Place::Plugin, "startupProbe", When::Given, "a plugin counts as ready once it runs"),
-    row(Place::Plugin, "livenessProbe", When::Given, "a plugin lives as long as its process"),
-    row(Place::Plugin, "readinessProbe", When::Given, "a plugin counts as ready once it runs"),
-    row(Place::Plugin, "notifyReady", When::NotFalse, "a plugin counts as ready once it runs"),
-    row(Place::Plugin, "lifecycle.preStop", When::Given, "a plugin is stopped by SIGTERM alone"),
+const TABLE: [Row; 6] = [
     row(Place::Plugin, "resources.limits", When::Given, "plugins share the enclave's CPUs and memory"),
     row(Place::Plugin, "securityContext.capabilities", When::Given, "every plugin has the same capabilities"),
     row(

@@ -460,31 +460,20 @@ fn what_is_accepted_but_not_in_force_is_said() {
             "userPlugins:
 - name: app
   image: x
-  startupProbe: {tcpSocket: {port: 1}}
-  livenessProbe: {tcpSocket: {port: 1}}
-  readinessProbe: {exec: {command: [x]}}
-  notifyReady: true
-  lifecycle: {preStop: {exec: {command: [x]}}}
   resources: {limits: {cpu: 1}, requests: {cpu: 1}}
   securityContext: {readOnlyRootFilesystem: true, capabilities: {drop: [ALL]}, runAsUser: 1}
 - name: plain
   image: x
-  lifecycle: {}
   resources: {requests: {cpu: 1}}
   securityContext: {readOnlyRootFilesystem: false}
 plugins:
-  logging: {image: x, logsAccess: true, proxyPort: 8080, spec: {livenessProbe: {tcpSocket: {port: 1}}}}
+  logging: {image: x, logsAccess: true, proxyPort: 8080, spec: {resources: {limits: {cpu: 1}}}}
   other: {image: x, logsAccess: false}
 caCertDetails: {enclaveCertType: ENCLAVE_GENERATED}",
         ),
         expect![[r#"
             ok
-            NotImplemented: spec.userPlugins[0].startupProbe: accepted but not in force in this release; a plugin counts as ready once it runs
-            NotImplemented: spec.plugins.logging.spec.livenessProbe, spec.userPlugins[0].livenessProbe: accepted but not in force in this release; a plugin lives as long as its process
-            NotImplemented: spec.userPlugins[0].readinessProbe: accepted but not in force in this release; a plugin counts as ready once it runs
-            NotImplemented: spec.userPlugins[0].notifyReady: accepted but not in force in this release; a plugin counts as ready once it runs
-            NotImplemented: spec.userPlugins[0].lifecycle.preStop: accepted but not in force in this release; a plugin is stopped by SIGTERM alone
-            NotImplemented: spec.userPlugins[0].resources.limits: accepted but not in force in this release; plugins share the enclave's CPUs and memory
+            NotImplemented: spec.plugins.logging.spec.resources.limits, spec.userPlugins[0].resources.limits: accepted but not in force in this release; plugins share the enclave's CPUs and memory
             NotImplemented: spec.userPlugins[0].securityContext.capabilities: accepted but not in force in this release; every plugin has the same capabilities
             NotImplemented: spec.userPlugins[0].securityContext.readOnlyRootFilesystem: accepted but not in force in this release; the root file system can be written
             NotImplemented: spec.plugins.logging.logsAccess: accepted but not in force in this release; logs are read through supervisorAccess
