@@ -1,5 +1,5 @@
-//! The restart decision against a reference model that is too simple to be wrong: one plugin, runs of known
-//! length.
+//! The restart decision and the counting of probes against reference models that are too simple to be wrong:
+//! one plugin, runs of known length, answers that come at once.
 
 use proptest::prelude::*;
 
@@ -133,6 +133,87 @@ proptest! {
                 }
             }
             if engine.snapshot().phase != DeploymentPhase::Running {
+                break;
+            }
+        }
+    }
+}
+
+/// Whether a probe passes after these answers: what the latest row says that is long enough to count.
+fn passing(answers: &[bool], success_threshold: usize, failure_threshold: usize) -> Option<bool> {
+    let counts = |&end: &usize| {
+        let last = answers[end - 1];
+        let threshold = if last { success_threshold } else { failure_threshold };
+        end >= threshold && answers[end - threshold..end].iter().all(|answer| *answer == last)
+    };
+    (1..=answers.len()).rev().find(counts).map(|end| answers[end - 1])
+}
+
+fn any_answer() -> impl Strategy<Value = ProbeResult> {
+    prop_oneof![
+        4 => Just(ProbeResult::Success),
+        4 => Just(ProbeResult::Failure),
+        1 => Just(ProbeResult::Unknown),
+    ]
+}
+
+proptest! {
+    #[test]
+    fn answers_count_as_the_reference_model_says(
+        kind in prop_oneof![Just(ProbeKind::Startup), Just(ProbeKind::Liveness), Just(ProbeKind::Readiness)],
+        success_threshold in 1..4_usize,
+        failure_threshold in 1..5_usize,
+        results in proptest::collection::vec(any_answer(), 1..40),
+    ) {
+        let thresholds = (u32::try_from(success_threshold)?, u32::try_from(failure_threshold)?);
+        let probe = ProbeSpec {
+            initial_delay: Duration::from_secs(3),
+            period: Duration::from_secs(10),
+            timeout: Duration::from_secs(1),
+            success_threshold: thresholds.0,
+            failure_threshold: thresholds.1,
+            grace: None,
+        };
+        let of = |this| (kind == this).then_some(probe);
+        let probes = Probes {
+            startup: of(ProbeKind::Startup),
+            liveness: of(ProbeKind::Liveness),
+            readiness: of(ProbeKind::Readiness),
+        };
+        let mut spec = specs("app user always").remove(0);
+        spec.probes = probes;
+        let mut engine = Engine::new(vec![spec], 1);
+        let (plugin, run) = (PluginId(0), RunId(1));
+        let start = Moment::default();
+        drop(engine.step(start, Event::Start));
+        drop(engine.step(start, Event::Spawned { plugin, run, pid: 1 }));
+        let mut answers = Vec::new();
+        for (number, result) in (0..).zip(results) {
+            let due = Moment(probe.initial_delay + probe.period * number);
+            prop_assert_eq!(engine.next_deadline(), Some(due));
+            let asked = engine.step(due, Event::DeadlineReached);
+            let Some(&Effect::Probe { id, .. }) = asked.first() else { panic!("nothing asked: {asked:?}") };
+            let effects = engine.step(due, Event::Probed { plugin, run, kind, id, result });
+            match result {
+                ProbeResult::Success => answers.push(true),
+                ProbeResult::Failure => answers.push(false),
+                ProbeResult::Unknown => {}
+            }
+            let expected = passing(&answers, success_threshold, failure_threshold);
+            let failures = answers.iter().rev().take_while(|answer| !**answer).count();
+            let shown = &engine.snapshot().plugins[0];
+            prop_assert_eq!(shown.probes[0].passing, expected);
+            prop_assert_eq!(shown.probes[0].failures, u32::try_from(failures)?);
+            prop_assert_eq!(shown.ready, match kind {
+                ProbeKind::Startup | ProbeKind::Readiness => expected == Some(true),
+                ProbeKind::Liveness => expected != Some(false),
+            });
+            let ends = kind != ProbeKind::Readiness && expected == Some(false);
+            let term = Effect::Signal { plugin, run, signal: Stop::Term };
+            prop_assert_eq!(effects.contains(&term), ends);
+            if ends || (kind == ProbeKind::Startup && expected == Some(true)) {
+                let asked = engine.step(due.after(Duration::from_secs(1)), Event::DeadlineReached);
+                prop_assert!(asked.is_empty());
                 break;
             }
         }
