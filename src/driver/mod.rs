@@ -39,7 +39,7 @@ use tokio::{
 
 use self::{
     children::{Children, Ended},
-    network::{Network, Setup},
+    network::{Network, Setup, SocketSource},
 };
 use crate::{
     clock::Clock,
@@ -307,6 +307,7 @@ impl Driver {
             egress,
             ingress,
             ingress_listener: self.parts.ingress_listener.take(),
+            sockets: SocketSource::shared_namespace(),
         };
         let mut network = Network::new(setup, &board.rings);
         network.start(self.clock.now());

@@ -3,10 +3,14 @@
 //! The listening sockets stay here; a `net` that dies loses its streams and nothing else, and connections
 //! wait in the backlog until the next one has the sockets.
 
+mod attendant;
+mod sockets;
+
 use std::{
+    collections::BTreeSet,
     io,
     net::{Ipv4Addr, SocketAddr, TcpListener},
-    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    os::fd::{AsFd, OwnedFd},
     sync::Arc,
     time::Duration,
 };
@@ -22,13 +26,18 @@ use tokio::{
     task::JoinSet,
 };
 
+pub(crate) use self::sockets::SocketSource;
+use self::{
+    attendant::{Attendant, Packet},
+    sockets::Dispenser,
+};
 use crate::{
     engine::Moment,
     logs::{capture::Capture, ring::Rings},
     net::{
         limits::Limits,
         link::{Link, Message},
-        report::{Gather, Totals},
+        report::Totals,
     },
     sys,
 };
@@ -53,6 +62,8 @@ pub(crate) struct Setup {
     pub(crate) ingress: Vec<IngressRule>,
     /// Where ingress streams arrive; over the hybrid transport they come one by one instead.
     pub(crate) ingress_listener: Option<OwnedFd>,
+    /// What connections into plugins are made with.
+    pub(crate) sockets: SocketSource,
 }
 
 /// The `net` process, from the first manifest on.
@@ -75,7 +86,7 @@ struct Run {
     pid: i32,
     streams: mpsc::Sender<Stream>,
     reports: mpsc::Sender<u64>,
-    _attendant: JoinSet<()>,
+    _attending: JoinSet<()>,
 }
 
 impl Network {
@@ -115,13 +126,24 @@ impl Network {
         self.capture.add(stderr, LogStream::Stderr)?;
         let (streams, stream_queue) = mpsc::channel(STREAMS_WAITING_MAX);
         let (reports, report_queue) = mpsc::channel(1);
-        let mut attendant = JoinSet::new();
+        let dispenser = Dispenser::new(self.setup.sockets.clone(), self.setup.dialled());
         let report = self.report.clone();
-        attendant.spawn(async move {
+        let outbox = messages.into();
+        let attendant = Attendant {
+            link,
+            outbox,
+            streams: stream_queue,
+            reports: report_queue,
+            report,
+            dispenser,
+            gather: None,
+        };
+        let mut attending = JoinSet::new();
+        attending.spawn(async move {
             // An end of the link is the end of the process; the reaper tells.
-            attend(&link, messages, stream_queue, report_queue, report).await.ok();
+            attendant.attend().await.ok();
         });
-        Ok(Run { pid, streams, reports, _attendant: attendant })
+        Ok(Run { pid, streams, reports, _attending: attending })
     }
 
     /// Whether `pid` is the process; then it has ended and the next is due.
@@ -183,61 +205,29 @@ impl Network {
 
 impl Setup {
     /// Everything a fresh `net` is told, with duplicates of the sockets.
-    fn messages(&self) -> io::Result<Vec<(Message, Option<OwnedFd>)>> {
+    fn messages(&self) -> io::Result<Vec<Packet>> {
         let configure = Message::Configure {
             host: self.host.clone().into(),
             egress_port: self.egress_port,
             limits: Limits::default(),
         };
-        let mut messages = vec![(configure, None)];
+        let mut messages = vec![(configure, Vec::new())];
         for (rule, listener) in &self.egress {
             let socket = listener.as_fd().try_clone_to_owned()?;
-            messages.push((Message::Egress { rule: rule.clone() }, Some(socket)));
+            messages.push((Message::Egress { rule: rule.clone() }, vec![socket]));
         }
         for rule in &self.ingress {
             let target = SocketAddr::from((Ipv4Addr::LOCALHOST, rule.container_port));
-            messages.push((Message::Ingress { rule: rule.clone(), target }, None));
+            messages.push((Message::Ingress { rule: rule.clone(), target }, Vec::new()));
         }
         if let Some(listener) = &self.ingress_listener {
-            messages.push((Message::IngressListener, Some(listener.try_clone()?)));
+            messages.push((Message::IngressListener, vec![listener.try_clone()?]));
         }
         Ok(messages)
     }
-}
 
-/// Talks to one `net` until the link ends.
-async fn attend(
-    link: &Link,
-    messages: Vec<(Message, Option<OwnedFd>)>,
-    mut streams: mpsc::Receiver<Stream>,
-    mut reports: mpsc::Receiver<u64>,
-    report: watch::Sender<Vec<Family>>,
-) -> io::Result<()> {
-    for (message, socket) in messages {
-        let fds: Vec<BorrowedFd<'_>> = socket.iter().map(AsFd::as_fd).collect();
-        link.send(&message, &fds).await?;
-    }
-    let mut gather = None;
-    loop {
-        tokio::select! {
-            Some(stream) = streams.recv() => {
-                let socket = stream.into_fd()?;
-                link.send(&Message::IngressStream, &[socket.as_fd()]).await?;
-            }
-            Some(id) = reports.recv() => {
-                gather = Some(Gather::new(id));
-                link.send(&Message::ReportRequest { id }, &[]).await?;
-            }
-            message = link.recv() => match message? {
-                Some((Message::Report { id, families, last }, _)) => {
-                    if let Some(whole) = gather.as_mut().and_then(|gather| gather.push(id, families, last)) {
-                        report.send_replace(whole);
-                    }
-                }
-                // `Ready` has nothing to say; a message that only PID 1 sends is not believed.
-                Some(_) => {}
-                None => return Ok(()),
-            },
-        }
+    /// The plugins that `net` connects to.
+    fn dialled(&self) -> BTreeSet<String> {
+        self.ingress.iter().map(|rule| rule.plugin.clone()).collect()
     }
 }

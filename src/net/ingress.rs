@@ -18,17 +18,14 @@ use enclave_protocol::{
 use rustix::net::sockopt::set_socket_linger;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    net::TcpStream,
     task::JoinSet,
     time::timeout,
 };
 
-use super::{Context, counters::Route};
+use super::{Context, counters::Route, sockets::DialError};
 
 /// How long the host may take over its header.
 pub(crate) const HEADER_TIMEOUT: Duration = Duration::from_secs(1);
-/// How long a plugin's port may take to accept: it is in the same enclave.
-pub(crate) const TARGET_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long the host may take to read a reply of four bytes.
 const REPLY_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -49,8 +46,8 @@ enum Refusal {
     NotDeclared { name: String, port: u16 },
     #[error("plugin {plugin} is at its limit of streams")]
     PluginLimit { plugin: String },
-    #[error("plugin {plugin} does not accept at {address}: {error}")]
-    Target { plugin: String, address: SocketAddr, error: io::Error },
+    #[error("plugin {plugin} is not reached at {address}: {error}")]
+    Target { plugin: String, address: SocketAddr, error: DialError },
 }
 
 impl Refusal {
@@ -61,7 +58,7 @@ impl Refusal {
             Self::HeaderCut(_) => "header_cut",
             Self::Malformed(_) | Self::WrongKind => "malformed",
             Self::NotDeclared { .. } => "not_allowed",
-            Self::Target { .. } => "connect_failed",
+            Self::Target { error, .. } => error.word(),
         }
     }
 
@@ -84,8 +81,10 @@ impl Refusal {
             Self::StreamLimit | Self::HeaderLate | Self::HeaderCut(_) => None,
             Self::Malformed(_) | Self::WrongKind => Some(Reply::refused(ReplyStatus::Malformed)),
             Self::NotDeclared { .. } => Some(Reply::refused(ReplyStatus::NotAllowed)),
-            Self::PluginLimit { .. } => Some(Reply::refused(ReplyStatus::Overloaded)),
-            Self::Target { error, .. } => Some(Reply::connect_failed(error)),
+            Self::PluginLimit { .. } | Self::Target { error: DialError::Socket(_), .. } => {
+                Some(Reply::refused(ReplyStatus::Overloaded))
+            }
+            Self::Target { error: DialError::Connect(error), .. } => Some(Reply::connect_failed(error)),
         }
     }
 }
@@ -173,11 +172,9 @@ impl Ingress {
         let Some(_slot) = self.context.ingress_slots.take_of(&plugin) else {
             return Err(Refusal::PluginLimit { plugin });
         };
-        let mut app = dial(target.address).await.map_err(|error| Refusal::Target {
-            plugin: plugin.clone(),
-            address: target.address,
-            error,
-        })?;
+        let address = target.address;
+        let dialled = self.context.pools.dial(&plugin, address).await;
+        let mut app = dialled.map_err(|error| Refusal::Target { plugin: plugin.clone(), address, error })?;
         let carried = target.route.start();
         let ended = async {
             // As on the way out: a reset is what ends the connection, until it has ended well.
@@ -217,24 +214,6 @@ async fn read_header(stream: &mut Stream) -> Result<Header, Refusal> {
     let mut name = vec![0; length];
     stream.read_exact(&mut name).await.map_err(Refusal::HeaderCut)?;
     Ok(header.with_name(&name)?)
-}
-
-async fn dial(address: SocketAddr) -> io::Result<TcpStream> {
-    let connected = timeout(TARGET_TIMEOUT, TcpStream::connect(address)).await;
-    // The timer's error has no errno, and the reply to the host carries one.
-    let app = connected.map_err(|_| rustix::io::Errno::TIMEDOUT)??;
-    if is_its_own_peer(&app)? {
-        return Err(rustix::io::Errno::CONNREFUSED.into());
-    }
-    // Only a slower connection is at stake.
-    app.set_nodelay(true).ok();
-    Ok(app)
-}
-
-/// A port in the ephemeral range on which nobody listens may be given to the very socket that dials it, which
-/// then is connected to itself (simultaneous open).
-fn is_its_own_peer(app: &TcpStream) -> io::Result<bool> {
-    Ok(app.local_addr()? == app.peer_addr()?)
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@
 //! PID 1 ── Configure ──────────────▶ net      once, first
 //! PID 1 ◀────────────────── Ready ── net
 //! PID 1 ── Egress + socket, Ingress, IngressListener + socket, IngressStream + socket ──▶ net
+//! PID 1 ◀────────── SocketsWanted ── net      to be answered by one Sockets + sockets
 //! PID 1 ── ReportRequest ──────────▶ net
 //! PID 1 ◀── Report … Report(last) ── net
 //! ```
@@ -36,8 +37,9 @@ use super::limits::Limits;
 
 /// Longest message. A packet is one allocation in the kernel and must fit the socket's send buffer (208 KiB).
 pub const MESSAGE_MAX: usize = 64 << 10;
-/// Most descriptors with one message.
-pub const FDS_MAX: usize = 4;
+/// Most descriptors with one message: a whole pool of sockets (`net::sockets`) in one packet. The
+/// kernel would take 253.
+pub const FDS_MAX: usize = 16;
 
 /// Where the host is, as PID 1 tells it to `net`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -98,6 +100,12 @@ pub enum Message {
     IngressListener,
     /// To `net`, with one accepted ingress stream whose header is yet to be read.
     IngressStream,
+    /// To `net`, with sockets for connections to this plugin: TCP over IPv4, unconnected, made where the
+    /// plugin's ports are reached at 127.0.0.1. None at all means that none can be made now.
+    Sockets {
+        /// The plugin.
+        plugin: String,
+    },
     /// To `net`: report your counters.
     ReportRequest {
         /// Comes back in the answer.
@@ -105,6 +113,13 @@ pub enum Message {
     },
     /// From `net`: configured.
     Ready,
+    /// From `net`: send [`Message::Sockets`] of this plugin.
+    SocketsWanted {
+        /// The plugin.
+        plugin: String,
+        /// How many.
+        count: usize,
+    },
     /// From `net`: one part of the counters; see [`super::report::Gather`].
     Report {
         /// The request's.
@@ -281,8 +296,8 @@ mod tests {
     async fn descriptors_over_the_bound_are_an_error_and_are_closed() {
         let (ours, theirs) = ends();
         let (near, mut far) = UnixStream::pair().unwrap();
-        let many = [near.as_fd(); 16];
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(16))];
+        let many = [near.as_fd(); 2 * FDS_MAX];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2 * FDS_MAX))];
         let mut control = SendAncillaryBuffer::new(&mut space);
         assert!(control.push(SendAncillaryMessage::ScmRights(&many)));
         let text = [IoSlice::new(b"\"ready\"")];

@@ -1,13 +1,14 @@
 //! `enclave-supervisor net`: carries the streams of the plugins, out and in. It is a process of its own, so
 //! that its crash, its descriptors and its memory are not PID 1's. It knows no manifest and opens no
-//! listening socket: PID 1 hands it rules and sockets over the [`link`], and keeps duplicates of the sockets,
-//! so that connections wait in the backlog while a `net` that died is started again.
+//! socket of a plugin: PID 1 hands it rules and sockets over the [`link`], and keeps duplicates of those that
+//! listen, so that connections wait in the backlog while a `net` that died is started again.
 //!
 //! | module | |
 //! |---|---|
 //! | [`plan`] | which addresses and listeners stand for the destinations (pure, used by PID 1) |
 //! | [`link`], [`report`] | the messages between PID 1 and `net`, and the counters in them |
 //! | `egress`, `ingress` | the streams |
+//! | `sockets` | what connections into plugins are made with |
 //! | `client_hello` | what a stream with `tls: true` has to start with |
 //! | [`limits`], `counters`, `lines` | how much at once, how much it was, how much is said about it |
 //!
@@ -15,6 +16,8 @@
 //! that is open then is reset.
 
 use std::{
+    collections::VecDeque,
+    future::pending,
     io,
     net::TcpListener as StdTcpListener,
     os::fd::{AsFd, OwnedFd},
@@ -43,12 +46,14 @@ mod lines;
 pub mod link;
 pub mod plan;
 pub mod report;
+mod sockets;
 
 use counters::Counters;
 use ingress::Ingress;
 use limits::{Limits, Slots};
 use lines::Lines;
 use link::{Link, Message};
+use sockets::Pools;
 
 /// The pause after an `accept` that failed for want of descriptors or memory: the connection that could not
 /// be taken stays ready, and asking again at once would only burn the CPU.
@@ -66,6 +71,7 @@ struct Context {
     egress_slots: Slots,
     ingress: Counters,
     ingress_slots: Slots,
+    pools: Pools,
     lines: Lines,
 }
 
@@ -93,33 +99,41 @@ pub async fn run(link: Link) -> io::Result<()> {
     let Some(context) = configured(&link).await? else { return Ok(()) };
     let mut net = Net {
         ingress: Arc::new(Ingress::new(Arc::clone(&context))),
-        context,
+        context: Arc::clone(&context),
         listeners: JoinSet::new(),
         handed: JoinSet::new(),
+        outbox: VecDeque::from([Message::Ready]),
     };
-    let mut answers = vec![Message::Ready];
     loop {
-        for answer in answers {
-            match link.send(&answer, &[]).await {
+        // PID 1 may be sending as well: who only sent, or only received, could wait for the other for ever.
+        tokio::select! {
+            sent = send_first(&link, &net.outbox) => match sent {
                 Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(()),
-                sent => sent?,
-            }
-        }
-        answers = tokio::select! {
+                sent => {
+                    sent?;
+                    net.outbox.pop_front();
+                }
+            },
             received = link.recv() => match received? {
                 Some((message, fds)) => net.take(message, fds)?,
                 None => return Ok(()),
             },
-            Some(ended) = net.handed.join_next() => {
-                net.context.ingress.joined(ended);
-                Vec::new()
-            }
+            wanted = context.pools.wanted() => net.outbox.push_back(wanted),
+            Some(ended) = net.handed.join_next() => context.ingress.joined(ended),
             // These own listening sockets. PID 1 starts a new process, and the backlog waits for it.
             Some(ended) = net.listeners.join_next() => {
                 let returned = |()| io::Error::other("a listener's task ended");
                 return Err(ended.map_or_else(io::Error::other, returned));
             }
-        };
+        }
+    }
+}
+
+/// Sends what is first in the queue, if there is anything.
+async fn send_first(link: &Link, outbox: &VecDeque<Message>) -> io::Result<()> {
+    match outbox.front() {
+        Some(message) => link.send(message, &[]).await,
+        None => pending().await,
     }
 }
 
@@ -134,6 +148,7 @@ async fn configured(link: &Link) -> io::Result<Option<Arc<Context>>> {
             egress_slots: Slots::new(&limits),
             ingress: Counters::ingress(),
             ingress_slots: Slots::new(&limits),
+            pools: Pools::default(),
             lines: Lines::default(),
         }))),
         Some(_) => Err(unexpected("the first message does not configure")),
@@ -148,11 +163,14 @@ struct Net {
     listeners: JoinSet<()>,
     /// The streams that PID 1 accepted itself.
     handed: JoinSet<()>,
+    /// What PID 1 is to be told. It has a bound: nothing is in it that PID 1 did not ask for, but one
+    /// question per plugin.
+    outbox: VecDeque<Message>,
 }
 
 impl Net {
-    /// Does what PID 1 says; the answers are to be sent.
-    fn take(&mut self, message: Message, fds: Vec<OwnedFd>) -> io::Result<Vec<Message>> {
+    /// Does what PID 1 says.
+    fn take(&mut self, message: Message, fds: Vec<OwnedFd>) -> io::Result<()> {
         match message {
             Message::Egress { rule } => {
                 let listener = StdTcpListener::from(only(fds)?);
@@ -175,15 +193,18 @@ impl Net {
                 stream.set_nonblocking(true)?;
                 self.ingress.admit(Stream::Unix(UnixStream::from_std(stream)?), &mut self.handed);
             }
+            Message::Sockets { plugin } => self.context.pools.fill(&plugin, fds),
             Message::ReportRequest { id } => {
                 let mut families = self.context.egress.families();
                 families.append(&mut self.context.ingress.families());
-                return Ok(report::cut(id, families));
+                self.outbox.extend(report::cut(id, families));
             }
             Message::Configure { .. } => return Err(unexpected("configured twice")),
-            Message::Ready | Message::Report { .. } => return Err(unexpected("a message from net to net")),
+            Message::Ready | Message::SocketsWanted { .. } | Message::Report { .. } => {
+                return Err(unexpected("a message from net to net"));
+            }
         }
-        Ok(Vec::new())
+        Ok(())
     }
 }
 

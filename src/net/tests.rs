@@ -20,7 +20,10 @@ use tokio::{
     time::timeout,
 };
 
-use super::{link::HostAddress, *};
+use super::{
+    link::{FDS_MAX, HostAddress},
+    *,
+};
 
 /// What a test waits for at most; longer than every limit of `net` that is below a minute.
 const PATIENCE: Duration = Duration::from_mins(1);
@@ -58,8 +61,16 @@ impl Bench {
         listener.local_addr().unwrap()
     }
 
-    /// Declares port 80 of `plugin`.
+    /// Fills the pool of `plugin`.
+    pub(super) async fn sockets(&self, plugin: &str) {
+        let sockets = sockets::tests::made(FDS_MAX);
+        let fds: Vec<_> = sockets.iter().map(AsFd::as_fd).collect();
+        self.link.send(&Message::Sockets { plugin: plugin.into() }, &fds).await.unwrap();
+    }
+
+    /// Declares port 80 of `plugin`, and fills its pool.
     pub(super) async fn ingress(&self, plugin: &str, target: SocketAddr) {
+        self.sockets(plugin).await;
         let rule = IngressRule { host_port: 8080, plugin: plugin.into(), container_port: 80 };
         self.link.send(&Message::Ingress { rule, target }, &[]).await.unwrap();
     }
@@ -104,6 +115,11 @@ impl Bench {
         let mut gather = report::Gather::new(self.asked);
         loop {
             let (message, _fds) = self.link.recv().await.unwrap().unwrap();
+            if let Message::SocketsWanted { plugin, .. } = message {
+                // A test that wants no answer reads the question itself.
+                self.sockets(&plugin).await;
+                continue;
+            }
             let Message::Report { id, families, last } = message else { panic!("{message:?}") };
             if let Some(whole) = gather.push(id, families, last) {
                 return whole;

@@ -7,6 +7,8 @@ use tokio::{
 use super::{
     super::{
         limits::Limits,
+        link::Message,
+        sockets::SOCKET_TIMEOUT,
         tests::{Bench, assert_reset},
     },
     *,
@@ -138,14 +140,30 @@ async fn streams_over_the_limits_are_refused() {
     assert_eq!(bench.refused("ingress", "stream_limit").await.to_string(), "2");
 }
 
-#[tokio::test]
-async fn a_port_that_would_be_its_own_peer_does_not_count_as_connected() {
-    // Bound but not listening: the kernel may pick the same port as the source, and connect would succeed.
-    let probe = tokio::net::TcpSocket::new_v4().unwrap();
-    probe.set_reuseaddr(true).unwrap();
-    probe.bind("127.0.0.1:0".parse().unwrap()).unwrap();
-    let address = probe.local_addr().unwrap();
-    let itself = probe.connect(address).await.unwrap();
-    assert_eq!(itself.local_addr().unwrap(), itself.peer_addr().unwrap(), "the trap exists");
-    assert!(is_its_own_peer(&itself).unwrap());
+#[tokio::test(start_paused = true)]
+async fn without_a_socket_the_host_is_told_that_net_is_overloaded() {
+    let mut bench = Bench::start(Limits::default()).await;
+    let web = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let rule = IngressRule { host_port: 8080, plugin: "web".into(), container_port: 80 };
+    let ingress = Message::Ingress { rule, target: web.local_addr().unwrap() };
+    bench.link.send(&ingress, &[]).await.unwrap();
+    let mut host = bench.ingress_stream().await;
+    host.write_all(&header(Kind::Ingress, "web", 80)).await.unwrap();
+    let asked = bench.link.recv().await.unwrap().unwrap().0;
+    assert_eq!(asked, Message::SocketsWanted { plugin: "web".into(), count: 16 });
+    bench.link.send(&Message::Sockets { plugin: "web".into() }, &[]).await.unwrap();
+    assert_eq!(reply(&mut host).await, Reply::refused(ReplyStatus::Overloaded));
+    // PID 1 says nothing now.
+    let mut host = bench.ingress_stream().await;
+    let start = Instant::now();
+    host.write_all(&header(Kind::Ingress, "web", 80)).await.unwrap();
+    assert_eq!(reply(&mut host).await, Reply::refused(ReplyStatus::Overloaded));
+    assert_eq!(start.elapsed(), SOCKET_TIMEOUT);
+    let labels = [("reason", "no_socket"), ("plugin", "web")];
+    bench.until("enclave_ingress_refused_total", &labels, 2.0).await;
+    // The late answer serves the next.
+    bench.sockets("web").await;
+    let mut host = bench.ingress_stream().await;
+    host.write_all(&header(Kind::Ingress, "web", 80)).await.unwrap();
+    assert_eq!(reply(&mut host).await, Reply::CONNECTED);
 }
