@@ -305,6 +305,7 @@ impl Driver {
             host: self.parts.host.clone(),
             egress_port: candidate.egress_port,
             egress,
+            peers: Vec::new(),
             ingress,
             ingress_listener: self.parts.ingress_listener.take(),
             sockets: SocketSource::shared_namespace(),

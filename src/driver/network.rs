@@ -37,6 +37,7 @@ use crate::{
     net::{
         limits::Limits,
         link::{Link, Message},
+        plan::PeerListener,
         report::Totals,
     },
     sys,
@@ -58,6 +59,8 @@ pub(crate) struct Setup {
     pub(crate) egress_port: u32,
     /// One listener per destination.
     pub(crate) egress: Vec<(EgressRule, TcpListener)>,
+    /// One listener per port of a plugin and other plugin; none where all share a network namespace.
+    pub(crate) peers: Vec<(PeerListener, TcpListener)>,
     /// Ports that streams from the host may reach.
     pub(crate) ingress: Vec<IngressRule>,
     /// Where ingress streams arrive; over the hybrid transport they come one by one instead.
@@ -216,6 +219,11 @@ impl Setup {
             let socket = listener.as_fd().try_clone_to_owned()?;
             messages.push((Message::Egress { rule: rule.clone() }, vec![socket]));
         }
+        for (PeerListener { from, to, port }, listener) in &self.peers {
+            let socket = listener.as_fd().try_clone_to_owned()?;
+            let message = Message::Peer { from: from.clone(), to: to.clone(), port: *port };
+            messages.push((message, vec![socket]));
+        }
         for rule in &self.ingress {
             let target = SocketAddr::from((Ipv4Addr::LOCALHOST, rule.container_port));
             messages.push((Message::Ingress { rule: rule.clone(), target }, Vec::new()));
@@ -228,6 +236,7 @@ impl Setup {
 
     /// The plugins that `net` connects to.
     fn dialled(&self) -> BTreeSet<String> {
-        self.ingress.iter().map(|rule| rule.plugin.clone()).collect()
+        let ingress = self.ingress.iter().map(|rule| &rule.plugin);
+        ingress.chain(self.peers.iter().map(|(peer, _)| &peer.to)).cloned().collect()
     }
 }

@@ -18,7 +18,7 @@ use tokio::task::JoinError;
 /// The counters of one direction.
 #[derive(Debug)]
 pub(crate) struct Counters {
-    /// `egress` or `ingress`.
+    /// `egress`, `ingress` or `peer`.
     direction: &'static str,
     /// The label that names the far end of a route: `destination` or `port`.
     route_label: &'static str,
@@ -89,6 +89,10 @@ impl Counters {
 
     pub(crate) fn ingress() -> Self {
         Self::new("ingress", "port")
+    }
+
+    pub(crate) fn peer() -> Self {
+        Self::new("peer", "port")
     }
 
     fn new(direction: &'static str, route_label: &'static str) -> Self {

@@ -11,8 +11,8 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 /// Most streams of one direction. A stream has two descriptors, and an enclave's hard limit is 4,096 of them
-/// unless it was raised (research, nitro-runtimes §5.20): both directions use 3,072 and leave room for
-/// listeners.
+/// unless it was raised (research, nitro-runtimes §5.20): out and in use 3,072 and leave room for listeners.
+/// Streams between plugins need namespaces, so a supervisor that is root and has raised it.
 pub const STREAMS_MAX: usize = 768;
 /// Most streams of one plugin in one direction: one plugin cannot take them all.
 pub const STREAMS_PER_PLUGIN_MAX: usize = 384;

@@ -5,7 +5,7 @@
 //! ```text
 //! PID 1 ── Configure ──────────────▶ net      once, first
 //! PID 1 ◀────────────────── Ready ── net
-//! PID 1 ── Egress + socket, Ingress, IngressListener + socket, IngressStream + socket ──▶ net
+//! PID 1 ── Egress, IngressListener, IngressStream, Peer, each + socket, Ingress ──▶ net
 //! PID 1 ◀────────── SocketsWanted ── net      to be answered by one Sockets + sockets
 //! PID 1 ── ReportRequest ──────────▶ net
 //! PID 1 ◀── Report … Report(last) ── net
@@ -100,6 +100,16 @@ pub enum Message {
     IngressListener,
     /// To `net`, with one accepted ingress stream whose header is yet to be read.
     IngressStream,
+    /// To `net`, with one TCP socket that listens in the network namespace of one plugin: whoever connects to
+    /// it is this plugin and wants this port of another.
+    Peer {
+        /// The plugin that connects.
+        from: String,
+        /// The plugin that serves.
+        to: String,
+        /// Its port.
+        port: u16,
+    },
     /// To `net`, with sockets for connections to this plugin: TCP over IPv4, unconnected, made where the
     /// plugin's ports are reached at 127.0.0.1. None at all means that none can be made now.
     Sockets {

@@ -5,9 +5,9 @@
 //!
 //! | module | |
 //! |---|---|
-//! | [`plan`] | which addresses and listeners stand for the destinations (pure, used by PID 1) |
+//! | [`plan`] | which addresses and listeners stand for what (pure, used by PID 1) |
 //! | [`link`], [`report`] | the messages between PID 1 and `net`, and the counters in them |
-//! | `egress`, `ingress` | the streams |
+//! | `egress`, `ingress`, `peer` | the streams: out, in, and between plugins |
 //! | `sockets` | what connections into plugins are made with |
 //! | `client_hello` | what a stream with `tls: true` has to start with |
 //! | [`limits`], `counters`, `lines` | how much at once, how much it was, how much is said about it |
@@ -44,6 +44,7 @@ mod ingress;
 pub mod limits;
 mod lines;
 pub mod link;
+mod peer;
 pub mod plan;
 pub mod report;
 mod sockets;
@@ -53,6 +54,7 @@ use ingress::Ingress;
 use limits::{Limits, Slots};
 use lines::Lines;
 use link::{Link, Message};
+use plan::PeerListener;
 use sockets::Pools;
 
 /// The pause after an `accept` that failed for want of descriptors or memory: the connection that could not
@@ -71,6 +73,8 @@ struct Context {
     egress_slots: Slots,
     ingress: Counters,
     ingress_slots: Slots,
+    peer: Counters,
+    peer_slots: Slots,
     pools: Pools,
     lines: Lines,
 }
@@ -148,6 +152,8 @@ async fn configured(link: &Link) -> io::Result<Option<Arc<Context>>> {
             egress_slots: Slots::new(&limits),
             ingress: Counters::ingress(),
             ingress_slots: Slots::new(&limits),
+            peer: Counters::peer(),
+            peer_slots: Slots::new(&limits),
             pools: Pools::default(),
             lines: Lines::default(),
         }))),
@@ -173,9 +179,7 @@ impl Net {
     fn take(&mut self, message: Message, fds: Vec<OwnedFd>) -> io::Result<()> {
         match message {
             Message::Egress { rule } => {
-                let listener = StdTcpListener::from(only(fds)?);
-                listener.set_nonblocking(true)?;
-                let listener = TcpListener::from_std(listener)?;
+                let listener = listener(fds)?;
                 self.listeners.spawn(egress::serve(listener, rule, Arc::clone(&self.context)));
             }
             Message::Ingress { rule, target } => self.ingress.allow(rule, target),
@@ -193,10 +197,15 @@ impl Net {
                 stream.set_nonblocking(true)?;
                 self.ingress.admit(Stream::Unix(UnixStream::from_std(stream)?), &mut self.handed);
             }
+            Message::Peer { from, to, port } => {
+                let peer = PeerListener { from, to, port };
+                self.listeners.spawn(peer::serve(listener(fds)?, peer, Arc::clone(&self.context)));
+            }
             Message::Sockets { plugin } => self.context.pools.fill(&plugin, fds),
             Message::ReportRequest { id } => {
                 let mut families = self.context.egress.families();
                 families.append(&mut self.context.ingress.families());
+                families.append(&mut self.context.peer.families());
                 self.outbox.extend(report::cut(id, families));
             }
             Message::Configure { .. } => return Err(unexpected("configured twice")),
@@ -206,6 +215,12 @@ impl Net {
         }
         Ok(())
     }
+}
+
+fn listener(fds: Vec<OwnedFd>) -> io::Result<TcpListener> {
+    let listener = StdTcpListener::from(only(fds)?);
+    listener.set_nonblocking(true)?;
+    TcpListener::from_std(listener)
 }
 
 fn only(fds: Vec<OwnedFd>) -> io::Result<OwnedFd> {

@@ -9,6 +9,10 @@ use std::{
 
 use enclave_protocol::control::EgressRule;
 
+mod peers;
+
+pub use peers::{PEERS_MAX, PeerListener, Peers, PortShared};
+
 /// Most names of all plugins together: 127.64.0.1 to 127.64.255.255.
 pub const NAMES_MAX: usize = (1 << 16) - 1;
 
@@ -50,6 +54,9 @@ pub enum PlanError {
         /// What it calls a name.
         fqdn: String,
     },
+    /// More than [`PEERS_MAX`].
+    #[error("{0} ports of plugins seen from other plugins, more than {PEERS_MAX}")]
+    Peers(usize),
 }
 
 /// A plugin's port that is also the port of an outbound connection. The listener at 127.64.x.y keeps the
@@ -115,19 +122,32 @@ impl Plan {
         self.hosts.get(plugin).map_or(LOCALHOST, String::as_str)
     }
 
-    /// Ports that plugins listen on (`containerPort`, `HOST_PORT`) and that this plan takes, sorted. All
-    /// plugins share one network namespace for now, so one plugin's destination is in another's way as
-    /// well.
+    /// Ports that plugins listen on (`containerPort`, `HOST_PORT`) and that this plan takes, sorted, where
+    /// all plugins share one network namespace: one plugin's destination is in another's way as well.
     pub fn conflicts<'a>(&self, listening: impl IntoIterator<Item = (&'a str, u16)>) -> Vec<Conflict> {
-        let mut taken: BTreeMap<u16, &str> = BTreeMap::new();
+        self.conflicts_where(listening, |_destination, _plugin| true)
+    }
+
+    /// The same where each plugin has a network namespace of its own: only its own destinations are in its
+    /// way.
+    pub fn own_conflicts<'a>(&self, listening: impl IntoIterator<Item = (&'a str, u16)>) -> Vec<Conflict> {
+        self.conflicts_where(listening, |destination, plugin| destination.plugin == plugin)
+    }
+
+    fn conflicts_where<'a>(
+        &self,
+        listening: impl IntoIterator<Item = (&'a str, u16)>,
+        same_namespace: impl Fn(&EgressRule, &str) -> bool,
+    ) -> Vec<Conflict> {
+        let mut taken: BTreeMap<u16, Vec<&EgressRule>> = BTreeMap::new();
         for listener in &self.listeners {
-            taken.entry(listener.port).or_insert(&listener.rule.fqdn);
+            taken.entry(listener.port).or_default().push(&listener.rule);
         }
         let found: BTreeSet<Conflict> = listening
             .into_iter()
             .filter_map(|(plugin, port)| {
-                let fqdn = (*taken.get(&port)?).to_owned();
-                Some(Conflict { plugin: plugin.to_owned(), port, fqdn })
+                let rule = taken.get(&port)?.iter().find(|rule| same_namespace(rule, plugin))?;
+                Some(Conflict { plugin: plugin.to_owned(), port, fqdn: rule.fqdn.clone() })
             })
             .collect();
         found.into_iter().collect()
@@ -241,6 +261,20 @@ mod tests {
         expect![[r"
             plugin telemetry listens on port 4318, which is also the port of the outbound connection to otel.example.com: it has to bind 127.0.0.1:4318, for 0.0.0.0:4318 is taken
             plugin web listens on port 443, which is also the port of the outbound connection to api.example.com: it has to bind 127.0.0.1:443, for 0.0.0.0:443 is taken"]]
+        .assert_eq(&shown.join("\n"));
+    }
+
+    #[test]
+    fn in_its_own_namespace_a_plugin_is_in_nobodys_way_but_its_own() {
+        let plan = Plan::new(&[
+            rule("telemetry", "otel.example.com", 443, false),
+            rule("app", "api.example.com", 443, true),
+            rule("app", "db.example.com", 5432, true),
+        ])
+        .unwrap();
+        let listening = [("web", 443), ("app", 443), ("telemetry", 5432), ("app", 8080)];
+        let shown: Vec<_> = plan.own_conflicts(listening).iter().map(ToString::to_string).collect();
+        expect!["plugin app listens on port 443, which is also the port of the outbound connection to api.example.com: it has to bind 127.0.0.1:443, for 0.0.0.0:443 is taken"]
         .assert_eq(&shown.join("\n"));
     }
 }

@@ -68,6 +68,26 @@ impl Bench {
         self.link.send(&Message::Sockets { plugin: plugin.into() }, &fds).await.unwrap();
     }
 
+    /// The plugin that `net` asks for sockets of.
+    pub(super) async fn asked_for_sockets(&self) -> String {
+        let (message, _fds) = self.link.recv().await.unwrap().unwrap();
+        let Message::SocketsWanted { plugin, .. } = message else { panic!("{message:?}") };
+        plugin
+    }
+
+    /// Says that none can be made.
+    pub(super) async fn no_sockets(&self, plugin: &str) {
+        self.link.send(&Message::Sockets { plugin: plugin.into() }, &[]).await.unwrap();
+    }
+
+    /// Hands over a listener of `from` for a port of `to`; answers where it listens.
+    pub(super) async fn peer(&self, from: &str, to: &str, port: u16) -> SocketAddr {
+        let listener = StdTcpListener::bind("127.0.0.1:0").unwrap();
+        let message = Message::Peer { from: from.into(), to: to.into(), port };
+        self.link.send(&message, &[listener.as_fd()]).await.unwrap();
+        listener.local_addr().unwrap()
+    }
+
     /// Declares port 80 of `plugin`, and fills its pool.
     pub(super) async fn ingress(&self, plugin: &str, target: SocketAddr) {
         self.sockets(plugin).await;
@@ -257,6 +277,8 @@ async fn every_rule_is_reported_before_anything_has_happened() {
         enclave_ingress_sent_bytes_total {"plugin": "web", "port": "80"} 0
         enclave_ingress_received_bytes_total {"plugin": "web", "port": "80"} 0
         enclave_ingress_accept_errors_total {} 0
-        enclave_ingress_panics_total {} 0"#]]
+        enclave_ingress_panics_total {} 0
+        enclave_peer_accept_errors_total {} 0
+        enclave_peer_panics_total {} 0"#]]
     .assert_eq(&lines.join("\n"));
 }

@@ -82,6 +82,7 @@ impl Attendant {
             | Message::Ingress { .. }
             | Message::IngressListener
             | Message::IngressStream
+            | Message::Peer { .. }
             | Message::Sockets { .. }
             | Message::ReportRequest { .. } => {}
         }

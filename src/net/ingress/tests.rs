@@ -149,9 +149,8 @@ async fn without_a_socket_the_host_is_told_that_net_is_overloaded() {
     bench.link.send(&ingress, &[]).await.unwrap();
     let mut host = bench.ingress_stream().await;
     host.write_all(&header(Kind::Ingress, "web", 80)).await.unwrap();
-    let asked = bench.link.recv().await.unwrap().unwrap().0;
-    assert_eq!(asked, Message::SocketsWanted { plugin: "web".into(), count: 16 });
-    bench.link.send(&Message::Sockets { plugin: "web".into() }, &[]).await.unwrap();
+    assert_eq!(bench.asked_for_sockets().await, "web");
+    bench.no_sockets("web").await;
     assert_eq!(reply(&mut host).await, Reply::refused(ReplyStatus::Overloaded));
     // PID 1 says nothing now.
     let mut host = bench.ingress_stream().await;
