@@ -4,6 +4,7 @@
 //! wait in the backlog until the next one has the sockets.
 
 mod attendant;
+mod probes;
 mod sockets;
 
 use std::{
@@ -29,6 +30,7 @@ use tokio::{
 pub(crate) use self::sockets::SocketSource;
 use self::{
     attendant::{Attendant, Packet},
+    probes::Probes,
     sockets::Dispenser,
 };
 use crate::{
@@ -38,6 +40,7 @@ use crate::{
         limits::Limits,
         link::{Link, Message},
         plan::PeerListener,
+        probe::{Outcome, PROBES_MAX, Question},
         report::Totals,
     },
     sys,
@@ -80,6 +83,7 @@ pub(crate) struct Network {
     reported: watch::Receiver<Vec<Family>>,
     report: watch::Sender<Vec<Family>>,
     totals: Totals,
+    probes: Arc<Probes>,
     /// Restarts since the start.
     pub(crate) restarts: u64,
 }
@@ -89,6 +93,7 @@ struct Run {
     pid: i32,
     streams: mpsc::Sender<Stream>,
     reports: mpsc::Sender<u64>,
+    questions: mpsc::Sender<Packet>,
     _attending: JoinSet<()>,
 }
 
@@ -105,6 +110,7 @@ impl Network {
             reported,
             report,
             totals: Totals::default(),
+            probes: Arc::default(),
             restarts: 0,
         }
     }
@@ -127,18 +133,23 @@ impl Network {
         let messages = self.setup.messages()?;
         let (pid, stderr) = sys::spawn::net(theirs)?;
         self.capture.add(stderr, LogStream::Stderr)?;
+        Ok(self.attended(pid, link, messages))
+    }
+
+    /// Serves the process at the other end of `link`, which is told `messages` first.
+    fn attended(&self, pid: i32, link: Link, messages: Vec<Packet>) -> Run {
         let (streams, stream_queue) = mpsc::channel(STREAMS_WAITING_MAX);
         let (reports, report_queue) = mpsc::channel(1);
-        let dispenser = Dispenser::new(self.setup.sockets.clone(), self.setup.dialled());
-        let report = self.report.clone();
-        let outbox = messages.into();
+        let (questions, question_queue) = mpsc::channel(PROBES_MAX);
         let attendant = Attendant {
             link,
-            outbox,
+            outbox: messages.into(),
             streams: stream_queue,
             reports: report_queue,
-            report,
-            dispenser,
+            questions: question_queue,
+            probes: Arc::clone(&self.probes),
+            report: self.report.clone(),
+            dispenser: Dispenser::new(self.setup.sockets.clone(), self.setup.dialled()),
             gather: None,
         };
         let mut attending = JoinSet::new();
@@ -146,7 +157,7 @@ impl Network {
             // An end of the link is the end of the process; the reaper tells.
             attendant.attend().await.ok();
         });
-        Ok(Run { pid, streams, reports, _attending: attending })
+        Run { pid, streams, reports, questions, _attending: attending }
     }
 
     /// Whether `pid` is the process; then it has ended and the next is due.
@@ -155,6 +166,7 @@ impl Network {
             return false;
         }
         self.run = None;
+        self.probes.net_ended();
         self.take_report();
         self.totals.restarted();
         self.restarts += 1;
@@ -169,6 +181,7 @@ impl Network {
             // It may have ended by itself in this very moment.
             sys::reaper::signal(run.pid, Signal::SIGKILL, false).ok();
         }
+        self.probes.net_ended();
     }
 
     /// When the next start is due.
@@ -182,6 +195,48 @@ impl Network {
             // Full: the process does not keep up, and the peer sees its connection closed.
             run.streams.try_send(stream).ok();
         }
+    }
+
+    /// Asks a plugin whether it lives. The answer is one of [`Network::probed`]'s, whatever happens, and not
+    /// later than a second after `limit`; `id` is the caller's and is not asked twice at the same time.
+    #[cfg_attr(
+        not(test),
+        expect(dead_code, reason = "the driver asks as soon as the engine decides about probes")
+    )]
+    pub(crate) fn probe(&self, id: u64, plugin: &str, port: u16, question: Question, limit: Duration) {
+        if let Err(why) = self.try_probe(id, plugin, port, question, limit) {
+            self.probes.not_asked(id, &why);
+        }
+    }
+
+    fn try_probe(
+        &self,
+        id: u64,
+        plugin: &str,
+        port: u16,
+        question: Question,
+        limit: Duration,
+    ) -> Result<(), String> {
+        let Some(run) = &self.run else { return Err("the net process is not running".to_owned()) };
+        if !self.probes.has_room() {
+            return Err("too many probes at once".to_owned());
+        }
+        let place = run.questions.try_reserve().map_err(|_| "the net process does not keep up")?;
+        let made = self.setup.sockets.make(plugin, 1).map_err(|error| format!("no socket: {error}"))?;
+        // The limit of a manifest is a day.
+        let timeout_ms = u64::try_from(limit.as_millis()).unwrap_or(u64::MAX);
+        place.send((Message::Probe { id, port, question, timeout_ms }, made));
+        self.probes.asked(id, limit);
+        Ok(())
+    }
+
+    /// The next answer to [`Network::probe`]. Cancelling it loses none.
+    #[cfg_attr(
+        not(test),
+        expect(dead_code, reason = "the driver asks as soon as the engine decides about probes")
+    )]
+    pub(crate) async fn probed(&self) -> (u64, Outcome) {
+        self.probes.next().await
     }
 
     /// Asks for the counters, for the sample after the next.
@@ -240,3 +295,6 @@ impl Setup {
         ingress.chain(self.peers.iter().map(|(peer, _)| &peer.to)).cloned().collect()
     }
 }
+
+#[cfg(test)]
+mod tests;

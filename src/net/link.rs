@@ -7,6 +7,8 @@
 //! PID 1 ◀────────────────── Ready ── net
 //! PID 1 ── Egress, IngressListener, IngressStream, Peer, each + socket, Ingress ──▶ net
 //! PID 1 ◀────────── SocketsWanted ── net      to be answered by one Sockets + sockets
+//! PID 1 ── Probe + socket ─────────▶ net
+//! PID 1 ◀───────────────── Probed ── net
 //! PID 1 ── ReportRequest ──────────▶ net
 //! PID 1 ◀── Report … Report(last) ── net
 //! ```
@@ -33,7 +35,10 @@ use rustix::net::{
 use serde::{Deserialize, Serialize};
 use tokio::{io::Interest, net::UnixStream};
 
-use super::limits::Limits;
+use super::{
+    limits::Limits,
+    probe::{Outcome, Question},
+};
 
 /// Longest message. A packet is one allocation in the kernel and must fit the socket's send buffer (208 KiB).
 pub const MESSAGE_MAX: usize = 64 << 10;
@@ -116,6 +121,18 @@ pub enum Message {
         /// The plugin.
         plugin: String,
     },
+    /// To `net`, with one socket such as [`Message::Sockets`] has: ask this plugin whether it lives.
+    #[serde(rename_all = "camelCase")]
+    Probe {
+        /// Comes back in the answer.
+        id: u64,
+        /// Where the plugin is asked, at 127.0.0.1.
+        port: u16,
+        /// What it is asked.
+        question: Question,
+        /// When it is given up, in milliseconds from now.
+        timeout_ms: u64,
+    },
     /// To `net`: report your counters.
     ReportRequest {
         /// Comes back in the answer.
@@ -129,6 +146,13 @@ pub enum Message {
         plugin: String,
         /// How many.
         count: usize,
+    },
+    /// From `net`: a question is answered.
+    Probed {
+        /// The question's.
+        id: u64,
+        /// What came of it.
+        outcome: Outcome,
     },
     /// From `net`: one part of the counters; see [`super::report::Gather`].
     Report {

@@ -8,6 +8,7 @@
 //! | [`plan`] | which addresses and listeners stand for what (pure, used by PID 1) |
 //! | [`link`], [`report`] | the messages between PID 1 and `net`, and the counters in them |
 //! | `egress`, `ingress`, `peer` | the streams: out, in, and between plugins |
+//! | [`probe`] | questions to plugins whether they live |
 //! | `sockets` | what connections into plugins are made with |
 //! | `client_hello` | what a stream with `tls: true` has to start with |
 //! | [`limits`], `counters`, `lines` | how much at once, how much it was, how much is said about it |
@@ -33,7 +34,7 @@ use enclave_protocol::{
 };
 use tokio::{
     net::{TcpListener, UnixStream},
-    task::JoinSet,
+    task::{JoinError, JoinSet},
     time::sleep,
 };
 
@@ -46,6 +47,7 @@ mod lines;
 pub mod link;
 mod peer;
 pub mod plan;
+pub mod probe;
 pub mod report;
 mod sockets;
 
@@ -55,6 +57,7 @@ use limits::{Limits, Slots};
 use lines::Lines;
 use link::{Link, Message};
 use plan::PeerListener;
+use probe::{Outcome, PROBES_MAX};
 use sockets::Pools;
 
 /// The pause after an `accept` that failed for want of descriptors or memory: the connection that could not
@@ -106,6 +109,7 @@ pub async fn run(link: Link) -> io::Result<()> {
         context: Arc::clone(&context),
         listeners: JoinSet::new(),
         handed: JoinSet::new(),
+        probes: JoinSet::new(),
         outbox: VecDeque::from([Message::Ready]),
     };
     loop {
@@ -124,6 +128,7 @@ pub async fn run(link: Link) -> io::Result<()> {
             },
             wanted = context.pools.wanted() => net.outbox.push_back(wanted),
             Some(ended) = net.handed.join_next() => context.ingress.joined(ended),
+            Some(ended) = net.probes.join_next() => net.probed(ended),
             // These own listening sockets. PID 1 starts a new process, and the backlog waits for it.
             Some(ended) = net.listeners.join_next() => {
                 let returned = |()| io::Error::other("a listener's task ended");
@@ -169,6 +174,8 @@ struct Net {
     listeners: JoinSet<()>,
     /// The streams that PID 1 accepted itself.
     handed: JoinSet<()>,
+    /// The questions to plugins that are not answered yet, with their ids.
+    probes: JoinSet<(u64, Outcome)>,
     /// What PID 1 is to be told. It has a bound: nothing is in it that PID 1 did not ask for, but one
     /// question per plugin.
     outbox: VecDeque<Message>,
@@ -202,6 +209,16 @@ impl Net {
                 self.listeners.spawn(peer::serve(listener(fds)?, peer, Arc::clone(&self.context)));
             }
             Message::Sockets { plugin } => self.context.pools.fill(&plugin, fds),
+            Message::Probe { id, port, question, timeout_ms } => {
+                let socket = only(fds)?;
+                if self.probes.len() >= PROBES_MAX {
+                    let outcome = Outcome::unknown("too many probes at once");
+                    self.outbox.push_back(Message::Probed { id, outcome });
+                    return Ok(());
+                }
+                let limit = Duration::from_millis(timeout_ms);
+                self.probes.spawn(async move { (id, probe::ask(socket, port, &question, limit).await) });
+            }
             Message::ReportRequest { id } => {
                 let mut families = self.context.egress.families();
                 families.append(&mut self.context.ingress.families());
@@ -209,11 +226,22 @@ impl Net {
                 self.outbox.extend(report::cut(id, families));
             }
             Message::Configure { .. } => return Err(unexpected("configured twice")),
-            Message::Ready | Message::SocketsWanted { .. } | Message::Report { .. } => {
+            Message::Ready
+            | Message::SocketsWanted { .. }
+            | Message::Probed { .. }
+            | Message::Report { .. } => {
                 return Err(unexpected("a message from net to net"));
             }
         }
         Ok(())
+    }
+
+    fn probed(&mut self, ended: Result<(u64, Outcome), JoinError>) {
+        match ended {
+            Ok((id, outcome)) => self.outbox.push_back(Message::Probed { id, outcome }),
+            // PID 1 has a time limit of its own for the answer.
+            Err(error) => tracing::error!(%error, "a probe's task panicked"),
+        }
     }
 }
 

@@ -7,12 +7,13 @@ use std::{
     future::pending,
     io,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
+    sync::Arc,
 };
 
 use enclave_protocol::{metrics::Family, transport::Stream};
 use tokio::sync::{mpsc, watch};
 
-use super::sockets::Dispenser;
+use super::{probes::Probes, sockets::Dispenser};
 use crate::net::{
     link::{Link, Message},
     report::Gather,
@@ -31,6 +32,10 @@ pub(super) struct Attendant {
     pub(super) streams: mpsc::Receiver<Stream>,
     /// Reports to ask for.
     pub(super) reports: mpsc::Receiver<u64>,
+    /// Questions to plugins, each with its socket.
+    pub(super) questions: mpsc::Receiver<Packet>,
+    /// Where their answers go.
+    pub(super) probes: Arc<Probes>,
     /// Where a whole report goes.
     pub(super) report: watch::Sender<Vec<Family>>,
     /// What answers its questions for sockets.
@@ -60,6 +65,7 @@ impl Attendant {
                     self.gather = Some(Gather::new(id));
                     self.outbox.push_back((Message::ReportRequest { id }, Vec::new()));
                 }
+                Some(question) = self.questions.recv(), if idle => self.outbox.push_back(question),
                 packet = self.dispenser.next(), if idle => self.outbox.push_back(packet),
             }
         }
@@ -74,6 +80,7 @@ impl Attendant {
                     self.report.send_replace(whole);
                 }
             }
+            Message::Probed { id, outcome } => self.probes.answer(id, outcome),
             // It has nothing to say.
             Message::Ready => {}
             // What only PID 1 sends is not believed.
@@ -84,6 +91,7 @@ impl Attendant {
             | Message::IngressStream
             | Message::Peer { .. }
             | Message::Sockets { .. }
+            | Message::Probe { .. }
             | Message::ReportRequest { .. } => {}
         }
     }

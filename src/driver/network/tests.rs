@@ -1,0 +1,156 @@
+use std::os::unix::net::UnixStream as StdUnixStream;
+
+use enclave_protocol::stream::{Header, Kind, Reply};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::UnixStream,
+    time::timeout,
+};
+
+use super::*;
+use crate::net::{self, link::FDS_MAX};
+
+/// Longer than anything here takes.
+const PATIENCE: Duration = Duration::from_mins(1);
+const LIMIT: Duration = Duration::from_secs(2);
+
+/// A network whose process is whoever has the answered link. Plugin `app` is declared to serve `port`.
+fn network(port: u16, sockets: SocketSource) -> (Network, Link) {
+    let setup = Setup {
+        host: Host::Unix("/nowhere".into()),
+        egress_port: 1,
+        egress: Vec::new(),
+        peers: Vec::new(),
+        ingress: vec![IngressRule { host_port: 8080, plugin: "app".into(), container_port: port }],
+        ingress_listener: None,
+        sockets,
+    };
+    let mut network = Network::new(setup, &Arc::new(Rings::new()));
+    let (ours, theirs) = Link::pair().unwrap();
+    let messages = network.setup.messages().unwrap();
+    network.run = Some(network.attended(1, ours, messages));
+    (network, Link::from_fd(theirs).unwrap())
+}
+
+/// A `net` that has read what it is told first.
+async fn idle() -> (Network, Link) {
+    let (network, net) = network(80, SocketSource::shared_namespace());
+    for _ in 0..2 {
+        said(&net).await;
+    }
+    (network, net)
+}
+
+async fn said(net: &Link) -> (Message, usize) {
+    let (message, fds) = timeout(PATIENCE, net.recv()).await.unwrap().unwrap().unwrap();
+    (message, fds.len())
+}
+
+async fn probed(network: &Network) -> (u64, Outcome) {
+    timeout(PATIENCE, network.probed()).await.unwrap()
+}
+
+#[tokio::test]
+async fn streams_and_probes_reach_a_plugin_with_sockets_of_our_making() {
+    let served = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = served.local_addr().unwrap().port();
+    let (network, link) = network(port, SocketSource::shared_namespace());
+    let mut net = JoinSet::new();
+    net.spawn(net::run(link));
+
+    let (host, theirs) = StdUnixStream::pair().unwrap();
+    host.set_nonblocking(true).unwrap();
+    theirs.set_nonblocking(true).unwrap();
+    let mut host = UnixStream::from_std(host).unwrap();
+    network.ingress(Stream::Unix(UnixStream::from_std(theirs).unwrap()));
+    let header = Header { kind: Kind::Ingress, port, trace_id: 1, name: "app".into() };
+    host.write_all(&header.encode().unwrap()).await.unwrap();
+    let (mut app, _) = timeout(PATIENCE, served.accept()).await.unwrap().unwrap();
+    let mut reply = [0; 4];
+    host.read_exact(&mut reply).await.unwrap();
+    assert_eq!(Reply::decode(reply), Some(Reply::CONNECTED));
+    app.write_all(b"served").await.unwrap();
+    let mut text = [0; 6];
+    host.read_exact(&mut text).await.unwrap();
+    assert_eq!(&text, b"served");
+
+    network.probe(7, "app", port, Question::Tcp, LIMIT);
+    assert_eq!(probed(&network).await, (7, Outcome::Success));
+    drop(served);
+    let question = Question::Http { path: "/".into(), headers: Vec::new() };
+    network.probe(8, "app", port, question, LIMIT);
+    let (id, outcome) = probed(&network).await;
+    assert_eq!(id, 8);
+    assert!(matches!(&outcome, Outcome::Failure { message } if message.contains("refused")), "{outcome:?}");
+}
+
+#[tokio::test]
+async fn a_hostile_net_gets_nothing_it_has_no_business_with_and_is_served_on() {
+    let (network, net) = idle().await;
+    let wanted = |plugin: &str, count| Message::SocketsWanted { plugin: plugin.into(), count };
+    let families = vec![Family::counter("x", "x", Vec::new())];
+    for message in [
+        wanted("other", 1),
+        wanted("", usize::MAX),
+        Message::Probed { id: 1, outcome: Outcome::Success },
+        Message::Report { id: 1, families, last: true },
+        Message::IngressListener,
+        Message::ReportRequest { id: 1 },
+        Message::Sockets { plugin: "app".into() },
+        wanted("app", usize::MAX),
+    ] {
+        net.send(&message, &[]).await.unwrap();
+    }
+    let sockets = Message::Sockets { plugin: "app".into() };
+    assert_eq!(said(&net).await, (sockets, FDS_MAX), "the only answer");
+    network.probe(1, "app", 80, Question::Tcp, LIMIT);
+    let timeout_ms = u64::try_from(LIMIT.as_millis()).unwrap();
+    let probe = Message::Probe { id: 1, port: 80, question: Question::Tcp, timeout_ms };
+    assert_eq!(said(&net).await, (probe, 1));
+    for id in [2, 1, 1] {
+        let outcome = Outcome::Failure { message: "a\nb".to_owned() };
+        net.send(&Message::Probed { id, outcome }, &[]).await.unwrap();
+    }
+    assert_eq!(probed(&network).await, (1, Outcome::Failure { message: "a b".to_owned() }));
+}
+
+#[tokio::test]
+async fn a_net_that_asks_without_reading_is_not_answered_without_end() {
+    let (_network, net) = idle().await;
+    let wanted = Message::SocketsWanted { plugin: "app".into(), count: FDS_MAX };
+    // More than the socket's buffer holds of answers.
+    for _ in 0..5000 {
+        timeout(PATIENCE, net.send(&wanted, &[])).await.expect("PID 1 still reads").unwrap();
+    }
+    let mut answers = 0;
+    while let Ok(received) = timeout(LIMIT / 10, net.recv()).await {
+        answers += usize::from(received.unwrap().is_some());
+    }
+    assert!((1..5000).contains(&answers), "{answers}");
+}
+
+#[tokio::test]
+async fn a_probe_that_cannot_be_asked_is_answered_unknown_at_once() {
+    let unknown = |message: &str| Outcome::Unknown { message: message.to_owned() };
+    let (mut network, _net) = network(80, SocketSource::new(|_, _| Err(io::ErrorKind::OutOfMemory.into())));
+    network.probe(1, "app", 80, Question::Tcp, LIMIT);
+    assert_eq!(probed(&network).await, (1, unknown("no socket: out of memory")));
+    assert!(network.ended(1, Moment::default()));
+    network.probe(2, "app", 80, Question::Tcp, LIMIT);
+    assert_eq!(probed(&network).await, (2, unknown("the net process is not running")));
+}
+
+#[tokio::test]
+async fn probes_over_the_bound_and_those_of_a_net_that_ended_are_unknown() {
+    let (mut network, _net) = idle().await;
+    let all = PROBES_MAX as u64;
+    for id in 0..=all {
+        network.probe(id, "app", 80, Question::Tcp, LIMIT);
+    }
+    let unknown = |message: &str| Outcome::Unknown { message: message.to_owned() };
+    assert_eq!(probed(&network).await, (all, unknown("too many probes at once")));
+    assert!(network.ended(1, Moment::default()));
+    for id in 0..all {
+        assert_eq!(probed(&network).await, (id, unknown("the net process ended")));
+    }
+}
