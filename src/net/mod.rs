@@ -11,6 +11,7 @@
 //! | [`probe`] | questions to plugins whether they live |
 //! | `sockets` | what connections into plugins are made with |
 //! | `client_hello` | what a stream with `tls: true` has to start with |
+//! | `privileges` | what it gives up before it carries a byte |
 //! | [`limits`], `counters`, `lines` | how much at once, how much it was, how much is said about it |
 //!
 //! Shutdown: there is no order to keep. The end of the link is the end of the process, and every connection
@@ -47,6 +48,7 @@ mod lines;
 pub mod link;
 mod peer;
 pub mod plan;
+mod privileges;
 pub mod probe;
 pub mod report;
 mod sockets;
@@ -88,9 +90,10 @@ pub fn main() -> ExitCode {
     let records = tracing_subscriber::fmt().json().flatten_event(true).with_target(false);
     records.with_writer(io::stderr).try_init().ok();
     let serve = || {
+        privileges::give_up_what_needs_no_host()?;
         let socket = io::stdin().as_fd().try_clone_to_owned()?;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build()?;
-        runtime.block_on(async { run(Link::from_fd(socket)?).await })
+        runtime.block_on(async { run(Link::from_fd(socket)?, privileges::give_up_root).await })
     };
     match serve() {
         Ok(()) => ExitCode::SUCCESS,
@@ -101,9 +104,11 @@ pub fn main() -> ExitCode {
     }
 }
 
-/// Serves PID 1 until it is gone. An error is one of the link, or the end of a task that never ends.
-pub async fn run(link: Link) -> io::Result<()> {
+/// Serves PID 1 until it is gone; `prepare` is called as soon as the host is known. An error is one of the
+/// link, or the end of a task that never ends.
+pub async fn run(link: Link, prepare: impl FnOnce(&Host) -> io::Result<()>) -> io::Result<()> {
     let Some(context) = configured(&link).await? else { return Ok(()) };
+    prepare(&context.host)?;
     let mut net = Net {
         ingress: Arc::new(Ingress::new(Arc::clone(&context))),
         context: Arc::clone(&context),

@@ -28,6 +28,12 @@ use super::{
 /// What a test waits for at most; longer than every limit of `net` that is below a minute.
 const PATIENCE: Duration = Duration::from_mins(1);
 
+/// The tests' own process keeps its privileges.
+#[expect(clippy::unnecessary_wraps, reason = "what run takes")]
+fn as_it_is(_host: &Host) -> io::Result<()> {
+    Ok(())
+}
+
 /// A `net` that runs, PID 1's end of its link, and its host.
 pub(super) struct Bench {
     pub(super) link: Link,
@@ -44,7 +50,7 @@ impl Bench {
         let host = Guest::Unix(path.clone()).listen(EGRESS_PORT).unwrap();
         let (link, theirs) = Link::pair().unwrap();
         let mut net = JoinSet::new();
-        net.spawn(run(Link::from_fd(theirs).unwrap()));
+        net.spawn(run(Link::from_fd(theirs).unwrap(), as_it_is));
         let host_address = HostAddress::Unix(path);
         link.send(&Message::Configure { host: host_address, egress_port: EGRESS_PORT, limits }, &[])
             .await
@@ -211,12 +217,12 @@ async fn a_message_out_of_place_ends_net_with_an_error() {
         for message in &messages {
             link.send(message, &[]).await.unwrap();
         }
-        let ended = run(Link::from_fd(theirs).unwrap()).await;
+        let ended = run(Link::from_fd(theirs).unwrap(), as_it_is).await;
         assert_eq!(ended.unwrap_err().kind(), io::ErrorKind::InvalidData, "{messages:?}");
     }
     let (link, theirs) = Link::pair().unwrap();
     drop(link);
-    run(Link::from_fd(theirs).unwrap()).await.unwrap();
+    run(Link::from_fd(theirs).unwrap(), as_it_is).await.unwrap();
 }
 
 #[tokio::test]

@@ -9,6 +9,11 @@ use enclave_protocol::{
     control::INGRESS_PORT,
     stream::{Header, Kind, ReplyStatus},
 };
+use enclave_supervisor::net::{
+    limits::Limits,
+    link::{HostAddress, Link, Message},
+};
+use expect_test::expect;
 use serde_json::{Value, json};
 
 use crate::{
@@ -17,7 +22,7 @@ use crate::{
     host::{Egress, ingress, reply},
     patience::eventually,
     process::kill_9,
-    scene::{Scene, deployment, image, script, with},
+    scene::{Scene, deployment, image, product, script, with},
 };
 
 /// The enclave's limit for a header is 1 s; a loaded machine gets some more.
@@ -210,4 +215,57 @@ fn a_killed_net_is_started_again_and_the_plugins_do_not_notice() {
         asked.join().unwrap()
     });
     assert_eq!(answer, "again");
+}
+
+/// The lines of a process's status that say what it may do.
+fn powers(pid: i32) -> String {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let of_interest = ["Uid:", "Gid:", "Groups:", "CapPrm:", "CapEff:", "NoNewPrivs:"];
+    let lines = status.lines().filter(|line| of_interest.iter().any(|start| line.starts_with(start)));
+    lines.map(|line| line.split_whitespace().collect::<Vec<_>>().join(" ") + "\n").collect()
+}
+
+#[test]
+fn net_gains_no_privileges_and_leaves_no_core() {
+    let (enclave, _) = hello();
+    let net = enclave.net();
+    eventually("the end of its beginning", || powers(net).contains("NoNewPrivs: 1").then_some(()));
+    let core = eventually("the limit of its core", || {
+        let limits = std::fs::read_to_string(format!("/proc/{net}/limits")).unwrap();
+        let core = limits.lines().find(|line| line.starts_with("Max core file size"))?.to_owned();
+        core.contains(" 0 ").then_some(core)
+    });
+    let words: Vec<_> = core.split_whitespace().collect();
+    assert_eq!(words[4..6], ["0", "0"], "{core}");
+}
+
+#[test]
+fn a_net_whose_host_is_on_vsock_is_not_root_and_has_no_capability() {
+    if !nix::unistd::Uid::effective().is_root() {
+        return crate::not_run("only root has something to give up");
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let powers = runtime.block_on(async {
+        let (link, theirs) = Link::pair().unwrap();
+        let mut command = std::process::Command::new(product("enclave-supervisor"));
+        let mut net = command.arg("net").stdin(theirs).spawn().unwrap();
+        // No stream follows, so nothing is dialled.
+        let host = HostAddress::Vsock(3);
+        let configure = Message::Configure { host, egress_port: 1, limits: Limits::default() };
+        link.send(&configure, &[]).await.unwrap();
+        assert_eq!(link.recv().await.unwrap().unwrap().0, Message::Ready);
+        let powers = powers(i32::try_from(net.id()).unwrap());
+        drop(link);
+        assert!(net.wait().unwrap().success());
+        powers
+    });
+    expect![[r#"
+        Uid: 65531 65531 65531 65531
+        Gid: 65531 65531 65531 65531
+        Groups:
+        CapPrm: 0000000000000000
+        CapEff: 0000000000000000
+        NoNewPrivs: 1
+    "#]]
+    .assert_eq(&powers);
 }

@@ -56,7 +56,7 @@ async fn streams_and_probes_reach_a_plugin_with_sockets_of_our_making() {
     let port = served.local_addr().unwrap().port();
     let (network, link) = network(port, SocketSource::shared_namespace());
     let mut net = JoinSet::new();
-    net.spawn(net::run(link));
+    net.spawn(net::run(link, |_| Ok(())));
 
     let (host, theirs) = StdUnixStream::pair().unwrap();
     host.set_nonblocking(true).unwrap();
