@@ -154,8 +154,15 @@ impl Network {
         };
         let mut attending = JoinSet::new();
         attending.spawn(async move {
-            // An end of the link is the end of the process; the reaper tells.
-            attendant.attend().await.ok();
+            // An end of the link is the end of the process; the reaper tells. One that breaks the link's
+            // rules would live on unattended.
+            if let Err(error) = attendant.attend().await
+                && error.kind() == io::ErrorKind::InvalidData
+            {
+                tracing::error!(pid, %error, "the net process breaks the rules and is ended");
+                // It may have ended by itself; its pid is its own until it is reaped, and then we are gone.
+                sys::reaper::signal(pid, Signal::SIGKILL, false).ok();
+            }
         });
         Run { pid, streams, reports, questions, _attending: attending }
     }

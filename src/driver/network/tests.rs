@@ -1,4 +1,9 @@
-use std::os::unix::net::UnixStream as StdUnixStream;
+#![expect(clippy::disallowed_types, reason = "a process stands for one that a test must not talk to")]
+
+use std::{
+    os::unix::{net::UnixStream as StdUnixStream, process::ExitStatusExt},
+    process::Command,
+};
 
 use enclave_protocol::stream::{Header, Kind, Reply};
 use tokio::{
@@ -14,6 +19,9 @@ use crate::net::{self, link::FDS_MAX};
 const PATIENCE: Duration = Duration::from_mins(1);
 const LIMIT: Duration = Duration::from_secs(2);
 
+/// No process has this id.
+const NOBODY: i32 = i32::MAX;
+
 /// A network whose process is whoever has the answered link. Plugin `app` is declared to serve `port`.
 fn network(port: u16, sockets: SocketSource) -> (Network, Link) {
     let setup = Setup {
@@ -28,7 +36,7 @@ fn network(port: u16, sockets: SocketSource) -> (Network, Link) {
     let mut network = Network::new(setup, &Arc::new(Rings::new()));
     let (ours, theirs) = Link::pair().unwrap();
     let messages = network.setup.messages().unwrap();
-    network.run = Some(network.attended(1, ours, messages));
+    network.run = Some(network.attended(NOBODY, ours, messages));
     (network, Link::from_fd(theirs).unwrap())
 }
 
@@ -135,7 +143,7 @@ async fn a_probe_that_cannot_be_asked_is_answered_unknown_at_once() {
     let (mut network, _net) = network(80, SocketSource::new(|_, _| Err(io::ErrorKind::OutOfMemory.into())));
     network.probe(1, "app", 80, Question::Tcp, LIMIT);
     assert_eq!(probed(&network).await, (1, unknown("no socket: out of memory")));
-    assert!(network.ended(1, Moment::default()));
+    assert!(network.ended(NOBODY, Moment::default()));
     network.probe(2, "app", 80, Question::Tcp, LIMIT);
     assert_eq!(probed(&network).await, (2, unknown("the net process is not running")));
 }
@@ -149,8 +157,29 @@ async fn probes_over_the_bound_and_those_of_a_net_that_ended_are_unknown() {
     }
     let unknown = |message: &str| Outcome::Unknown { message: message.to_owned() };
     assert_eq!(probed(&network).await, (all, unknown("too many probes at once")));
-    assert!(network.ended(1, Moment::default()));
+    assert!(network.ended(NOBODY, Moment::default()));
     for id in 0..all {
         assert_eq!(probed(&network).await, (id, unknown("the net process ended")));
+    }
+}
+
+#[tokio::test]
+async fn a_net_that_breaks_the_rules_of_the_link_is_killed_and_one_that_is_gone_is_not() {
+    for packet in [Some(&b"{not json"[..]), None] {
+        let mut child = Command::new("sleep").arg("1000").spawn().unwrap();
+        let (network, _) = network(80, SocketSource::shared_namespace());
+        let (ours, theirs) = Link::pair().unwrap();
+        let run = network.attended(i32::try_from(child.id()).unwrap(), ours, Vec::new());
+        if let Some(packet) = packet {
+            rustix::net::send(&theirs, packet, rustix::net::SendFlags::empty()).unwrap();
+        }
+        drop(theirs);
+        timeout(PATIENCE, run.streams.closed()).await.unwrap();
+        if packet.is_none() {
+            assert!(child.try_wait().unwrap().is_none(), "its own exit code would be lost");
+            child.kill().unwrap();
+        }
+        let status = tokio::task::spawn_blocking(move || child.wait()).await.unwrap().unwrap();
+        assert_eq!(status.signal(), Some(9), "{packet:?}");
     }
 }

@@ -8,8 +8,8 @@ use std::{
 
 use super::PlanError;
 
-/// Most listeners between plugins: 128 plugins with one port each. A listener costs about three kilobytes of
-/// kernel memory.
+/// Most listeners between plugins: 128 plugins with one port each. A listener costs about five kilobytes,
+/// most of them the kernel's (1.3 KiB are `net`'s, measured with 9,900).
 pub const PEERS_MAX: usize = 1 << 14;
 
 /// What there is to open between plugins.
