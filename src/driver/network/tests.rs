@@ -1,6 +1,7 @@
 #![expect(clippy::disallowed_types, reason = "a process stands for one that a test must not talk to")]
 
 use std::{
+    io::Write as _,
     os::unix::{net::UnixStream as StdUnixStream, process::ExitStatusExt},
     process::Command,
 };
@@ -182,4 +183,79 @@ async fn a_net_that_breaks_the_rules_of_the_link_is_killed_and_one_that_is_gone_
         let status = tokio::task::spawn_blocking(move || child.wait()).await.unwrap().unwrap();
         assert_eq!(status.signal(), Some(9), "{packet:?}");
     }
+}
+
+type Errand = Box<dyn FnOnce() + Send>;
+
+/// A thread in a network namespace of its own, which ends with it.
+#[derive(Clone)]
+struct Namespace(std::sync::mpsc::SyncSender<Errand>);
+
+impl Namespace {
+    /// None without the privilege for it.
+    fn new() -> Option<Self> {
+        let (errands, run) = std::sync::mpsc::sync_channel::<Errand>(1);
+        std::thread::spawn(move || run.iter().for_each(|errand| errand()));
+        let namespace = Self(errands);
+        let made = namespace.run(|| {
+            nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).ok()?;
+            sys::loopback::raise().unwrap();
+            Some(())
+        });
+        made.map(|()| namespace)
+    }
+
+    /// Runs it there.
+    fn run<T: Send + 'static>(&self, errand: impl FnOnce() -> T + Send + 'static) -> T {
+        let (done, result) = std::sync::mpsc::sync_channel(1);
+        self.0.send(Box::new(move || drop(done.send(errand())))).unwrap();
+        result.recv().unwrap()
+    }
+
+    fn listen(&self, port: u16) -> TcpListener {
+        self.run(move || {
+            let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).unwrap();
+            listener.set_nonblocking(true).unwrap();
+            listener
+        })
+    }
+}
+
+#[tokio::test]
+async fn plugins_with_namespaces_of_their_own_are_reached_at_their_declared_ports() {
+    let (Some(web), Some(db)) = (Namespace::new(), Namespace::new()) else {
+        // Past the capture of the output: no test is left out in silence.
+        return io::stderr().write_all(b"not run: a network namespace takes root\n").unwrap();
+    };
+    let (port, other) = (5432, 5433);
+    let served = tokio::net::TcpListener::from_std(db.listen(port)).unwrap();
+    let peer = PeerListener { from: "web".into(), to: "db".into(), port };
+    let namespaces = [("web".to_owned(), web.clone()), ("db".to_owned(), db.clone())];
+    let source = SocketSource::new(move |plugin, count| {
+        let (_, namespace) = namespaces.iter().find(|(name, _)| name == plugin).unwrap();
+        namespace.run(move || (0..count).map(|_| sockets::tcp_socket()).collect())
+    });
+    let (mut network, _) = network(other, source);
+    network.setup.peers = vec![(peer, web.listen(port))];
+    let (ours, theirs) = Link::pair().unwrap();
+    network.run = Some(network.attended(NOBODY, ours, network.setup.messages().unwrap()));
+    let mut net = JoinSet::new();
+    net.spawn(net::run(Link::from_fd(theirs).unwrap(), |_| Ok(())));
+
+    let connect = move || std::net::TcpStream::connect((Ipv4Addr::LOCALHOST, port)).unwrap();
+    let web_end = web.run(connect);
+    web_end.set_nonblocking(true).unwrap();
+    let mut web_end = tokio::net::TcpStream::from_std(web_end).unwrap();
+    let (mut db_end, _) = timeout(PATIENCE, served.accept()).await.unwrap().unwrap();
+    web_end.write_all(b"query").await.unwrap();
+    let mut text = [0; 5];
+    db_end.read_exact(&mut text).await.unwrap();
+    assert_eq!(&text, b"query");
+
+    let mut outcomes = Vec::new();
+    for (id, plugin, port) in [(1, "db", port), (2, "db", other), (3, "web", other)] {
+        network.probe(id, plugin, port, Question::Tcp, LIMIT);
+        outcomes.push(probed(&network).await.1 == Outcome::Success);
+    }
+    assert_eq!(outcomes, [true, false, false]);
 }
