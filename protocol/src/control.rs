@@ -403,10 +403,12 @@ pub struct LogRecord {
     /// The line's bytes, when it is not UTF-8.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub base64: Option<FileBytes>,
-    /// The line goes on in the next record of this plugin and stream (it was longer than a record may be).
+    /// The line goes on in the next record of this plugin and stream: it is longer than a record may be, or
+    /// its end was not written for a while.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub partial: bool,
-    /// How many records directly before this one were pushed out of the ring and are lost.
+    /// How many records directly before this one are lost: pushed out of their ring, or above their plugin's
+    /// rate.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub dropped: u64,
 }

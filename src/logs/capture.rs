@@ -1,20 +1,35 @@
 //! Reads a plugin's output until its end. It is drained always, also when nobody keeps the lines: a full pipe
 //! would stop the plugin.
 
-use std::{cell::RefCell, os::fd::OwnedFd, sync::Arc};
+use std::{
+    cell::RefCell,
+    io::ErrorKind,
+    os::fd::OwnedFd,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 
-use enclave_protocol::control::LogStream;
-use tokio::{net::unix::pipe, task::JoinSet};
+use enclave_protocol::{control::LogStream, timestamp::Timestamp};
+use tokio::{
+    net::unix::pipe,
+    task::JoinSet,
+    time::{Instant, timeout_at},
+};
 
-use super::ring::{Line, Rings};
+use super::{
+    rate::{BYTES_PER_SECOND, Rate},
+    ring::{Line, Lost, RECORD_OVERHEAD, Rings},
+    splitter::{Sink, Splitter},
+};
 use crate::clock;
 
-/// Longest record, in bytes; a longer line goes on in the next record.
-pub const LINE_MAX: usize = 16 << 10;
 /// Bytes read at once: a pipe holds 64 KiB, and one wake-up should empty a good part of it.
 const CHUNK: usize = 16 << 10;
 /// Streams of earlier runs that may stay open, held by processes that outlived them.
 const STREAMS_MAX: usize = 16;
+/// How long a line may be on its way before what is there of it is kept as a part: prompts and progress are
+/// seen, and a power-off finds little that is not kept.
+const LINE_AGE_MAX: Duration = Duration::from_secs(1);
 
 thread_local! {
     static CHUNK_BUFFER: RefCell<Vec<u8>> = RefCell::new(vec![0; CHUNK]);
@@ -23,16 +38,24 @@ thread_local! {
 /// The output streams of one plugin, of all its runs.
 #[derive(Debug)]
 pub struct Capture {
-    rings: Arc<Rings>,
-    source: Arc<str>,
-    keep: bool,
+    output: Option<Arc<Output>>,
     streams: JoinSet<()>,
+}
+
+/// Where a plugin's records go.
+#[derive(Debug)]
+struct Output {
+    rings: Arc<Rings>,
+    source: String,
+    rate: Mutex<Rate>,
 }
 
 impl Capture {
     /// Captures for `source`. Without `keep` everything is read and forgotten.
     pub fn new(rings: Arc<Rings>, source: &str, keep: bool) -> Self {
-        Self { rings, source: source.into(), keep, streams: JoinSet::new() }
+        let rate = Mutex::new(Rate::new(Instant::now()));
+        let output = keep.then(|| Arc::new(Output { rings, source: source.to_owned(), rate }));
+        Self { output, streams: JoinSet::new() }
     }
 
     /// Reads `pipe` until its end.
@@ -42,8 +65,8 @@ impl Capture {
         if self.streams.len() >= STREAMS_MAX {
             self.streams.abort_all();
         }
-        let keep = self.keep.then(|| Arc::clone(&self.rings));
-        self.streams.spawn(read(receiver, keep, Arc::clone(&self.source), stream));
+        let records = self.output.clone().map(|output| Records::new(output, stream));
+        self.streams.spawn(read(receiver, records));
         Ok(())
     }
 
@@ -53,151 +76,320 @@ impl Capture {
     }
 }
 
-async fn read(pipe: pipe::Receiver, rings: Option<Arc<Rings>>, source: Arc<str>, stream: LogStream) {
-    let mut splitter = Splitter::default();
+async fn read(pipe: pipe::Receiver, mut records: Option<Records>) {
     loop {
         // The buffer belongs to the thread: an idle stream holds none. `readable` first, then one read.
-        if pipe.readable().await.is_err() {
-            return;
+        let readable = match records.as_ref().and_then(Records::due) {
+            None => pipe.readable().await,
+            Some(due) => match timeout_at(due, pipe.readable()).await {
+                Ok(readable) => readable,
+                Err(_elapsed) => Ok(()),
+            },
+        };
+        if readable.is_err() {
+            break;
         }
         let got = CHUNK_BUFFER.with_borrow_mut(|buffer| {
             let got = pipe.try_read(buffer);
-            if let (Ok(count), Some(rings)) = (&got, &rings) {
-                splitter.push(&buffer[..*count], |bytes, partial| {
-                    rings.push(&Line { source: &source, stream, bytes, partial, time: clock::wall() });
-                });
+            if let (Ok(count), Some(records)) = (&got, &mut records) {
+                records.take(&buffer[..*count], Instant::now(), clock::wall());
             }
             got
         });
         match got {
             Ok(0) => break,
             Ok(_) => {}
-            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                if let Some(records) = &mut records {
+                    records.take(&[], Instant::now(), clock::wall());
+                }
+            }
             Err(_) => break,
         }
         // Fair to the other tasks of this thread, however fast the plugin writes.
         tokio::task::yield_now().await;
     }
-    if let Some(rings) = rings {
-        splitter.end(|bytes, partial| {
-            rings.push(&Line { source: &source, stream, bytes, partial, time: clock::wall() });
-        });
+    if let Some(records) = records {
+        records.end(Instant::now(), clock::wall());
     }
 }
 
-/// Splits bytes into lines of at most [`LINE_MAX`] bytes.
-#[derive(Debug, Default)]
-struct Splitter {
-    begun: Vec<u8>,
+/// The records of one stream.
+#[derive(Debug)]
+struct Records {
+    output: Arc<Output>,
+    stream: LogStream,
+    splitter: Splitter,
+    /// When the record that has begun did so.
+    begun: Option<Instant>,
 }
 
-impl Splitter {
-    /// Takes bytes; `line(bytes, partial)` for every line that is complete or full.
-    fn push(&mut self, mut bytes: &[u8], mut line: impl FnMut(&[u8], bool)) {
-        while !bytes.is_empty() {
-            let room = LINE_MAX - self.begun.len();
-            let newline = bytes.iter().take(room + 1).position(|byte| *byte == b'\n');
-            let (part, rest, ended) = match newline {
-                Some(at) => (&bytes[..at], &bytes[at + 1..], Some(false)),
-                None if bytes.len() > room => (&bytes[..room], &bytes[room..], Some(true)),
-                None => (bytes, &[][..], None),
-            };
-            bytes = rest;
-            match ended {
-                None => self.begun.extend_from_slice(part),
-                Some(partial) if self.begun.is_empty() => line(part, partial),
-                Some(partial) => {
-                    self.begun.extend_from_slice(part);
-                    line(&self.begun, partial);
-                    self.begun = Vec::new();
-                }
-            }
+impl Records {
+    fn new(output: Arc<Output>, stream: LogStream) -> Self {
+        Self { output, stream, splitter: Splitter::default(), begun: None }
+    }
+
+    /// When time alone asks for a [`Self::take`].
+    fn due(&self) -> Option<Instant> {
+        let old = self.begun.map(|begun| begun + LINE_AGE_MAX);
+        [old, self.output.rate().over_at()].into_iter().flatten().min()
+    }
+
+    /// Takes what was read, nothing maybe, and does what is due.
+    fn take(&mut self, bytes: &[u8], now: Instant, wall: Timestamp) {
+        let untold = self.output.rate().settle(now);
+        self.output.tell(untold);
+        let ended = self.admit(now, wall, |splitter, admission| splitter.push(bytes, admission));
+        if ended || !self.splitter.has_begun() {
+            self.begun = None;
+        }
+        if self.begun.is_some_and(|begun| begun + LINE_AGE_MAX <= now) {
+            self.begun = None;
+            self.admit(now, wall, |splitter, admission| splitter.flush(admission));
+        }
+        if self.splitter.has_begun() {
+            self.begun.get_or_insert(now);
         }
     }
 
-    /// The stream has ended: what is left is a line without its newline.
-    fn end(&mut self, mut line: impl FnMut(&[u8], bool)) {
-        if !self.begun.is_empty() {
-            line(&self.begun, false);
-            self.begun = Vec::new();
+    /// Keeps what is left.
+    fn end(mut self, now: Instant, wall: Timestamp) {
+        self.admit(now, wall, |splitter, admission| splitter.end(admission));
+        let untold = self.output.rate().tell();
+        self.output.tell(untold);
+    }
+
+    /// Lets the splitter work; whether a record ended.
+    fn admit(
+        &mut self,
+        now: Instant,
+        wall: Timestamp,
+        work: impl FnOnce(&mut Splitter, &mut Admission<'_>),
+    ) -> bool {
+        let output = &self.output;
+        let (rate, lost) = (output.rate(), Lost::default());
+        let mut admission = Admission { output, stream: self.stream, rate, now, wall, lost, ended: false };
+        work(&mut self.splitter, &mut admission);
+        let Admission { mut rate, lost, ended, .. } = admission;
+        let first = lost.records > 0 && rate.suppress(lost.records);
+        drop(rate);
+        output.rings.lose(&output.source, lost);
+        if first {
+            let (plugin, limit) = (&output.source, BYTES_PER_SECOND);
+            tracing::warn!(plugin, limit, "more output than the limit in bytes per second; dropping records");
         }
+        ended
+    }
+}
+
+impl Output {
+    fn rate(&self) -> MutexGuard<'_, Rate> {
+        // Its numbers are whole after every step, so a panic elsewhere does not spoil them.
+        self.rate.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Tells how much was dropped. It is the record behind the gap, if the plugin itself has none.
+    fn tell(&self, untold: Option<u64>) {
+        if let Some(dropped) = untold {
+            tracing::warn!(plugin = self.source, dropped, "dropped records above the limit of its output");
+        }
+    }
+}
+
+/// Lets records pass at the plugin's rate.
+struct Admission<'a> {
+    output: &'a Output,
+    stream: LogStream,
+    rate: MutexGuard<'a, Rate>,
+    now: Instant,
+    wall: Timestamp,
+    lost: Lost,
+    ended: bool,
+}
+
+impl Sink for Admission<'_> {
+    fn wants_more(&mut self) -> bool {
+        self.rate.is_open(self.now)
+    }
+
+    fn record(&mut self, bytes: &[u8], partial: bool) {
+        self.ended = true;
+        if self.rate.admit(self.now, bytes.len() + RECORD_OVERHEAD) {
+            let Self { output, stream, wall: time, .. } = self;
+            output.rings.push(&Line { source: &output.source, stream: *stream, bytes, partial, time: *time });
+        } else {
+            self.lost.add(bytes.len());
+        }
+    }
+
+    fn skipped(&mut self, bytes: usize) {
+        self.ended = true;
+        self.lost.add(bytes);
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::io::Write as _;
+    use std::{
+        io::{PipeWriter, Write as _},
+        thread,
+    };
 
-    use proptest::prelude::*;
+    use enclave_protocol::control::LogRecord;
+    use tokio::time::sleep;
 
-    use super::*;
+    use super::{
+        super::{rate::BURST, ring::SOURCE_BYTES_MAX, splitter::LINE_MAX},
+        *,
+    };
 
-    fn split(chunks: &[&[u8]]) -> Vec<(Vec<u8>, bool)> {
-        let mut splitter = Splitter::default();
-        let mut lines = Vec::new();
-        for chunk in chunks {
-            splitter.push(chunk, |bytes, partial| lines.push((bytes.to_vec(), partial)));
+    struct Plugin {
+        rings: Arc<Rings>,
+        capture: Capture,
+    }
+
+    impl Plugin {
+        fn new(keep: bool) -> Self {
+            let rings = Arc::new(Rings::new());
+            Self { capture: Capture::new(Arc::clone(&rings), "p", keep), rings }
         }
-        splitter.end(|bytes, partial| lines.push((bytes.to_vec(), partial)));
-        lines
-    }
 
-    #[test]
-    fn lines_are_split_at_newlines_wherever_the_reads_end() {
-        let lines = split(&[b"one\ntw", b"o\n", b"\nlast"]);
-        let texts: Vec<&[u8]> = lines.iter().map(|(line, _)| line.as_slice()).collect();
-        assert_eq!(texts, [&b"one"[..], b"two", b"", b"last"]);
-    }
-
-    #[test]
-    fn a_line_too_long_is_cut_and_marked_partial() {
-        let long = vec![b'x'; LINE_MAX * 2 + 5];
-        let lines = split(&[&long, b"\n"]);
-        let shape: Vec<(usize, bool)> = lines.iter().map(|(line, partial)| (line.len(), *partial)).collect();
-        assert_eq!(shape, [(LINE_MAX, true), (LINE_MAX, true), (5, false)]);
-        let exact = vec![b'x'; LINE_MAX];
-        assert_eq!(split(&[&exact, b"\n"]), [(exact.clone(), false)]);
-    }
-
-    proptest! {
-        #[test]
-        fn no_byte_is_lost_however_the_stream_is_cut(
-            bytes in prop::collection::vec(prop_oneof![Just(b'\n'), any::<u8>()], 0..5000),
-            size in 1usize..700,
-        ) {
-            let chunks: Vec<&[u8]> = bytes.chunks(size).collect();
-            let mut joined = Vec::new();
-            for (line, partial) in split(&chunks) {
-                prop_assert!(line.len() <= LINE_MAX);
-                joined.extend_from_slice(&line);
-                if !partial {
-                    joined.push(b'\n');
-                }
-            }
-            let mut expected = bytes.clone();
-            if expected.last().is_some_and(|last| *last != b'\n') {
-                expected.push(b'\n');
-            }
-            prop_assert_eq!(joined, expected);
+        fn open(&mut self, stream: LogStream) -> PipeWriter {
+            let (reader, writer) = std::io::pipe().unwrap();
+            self.capture.add(reader.into(), stream).unwrap();
+            writer
         }
+
+        /// Waits until something is kept behind `after`.
+        async fn records(&self, after: u64) -> Vec<LogRecord> {
+            self.rings.subscribe().wait_for(|newest| *newest > after).await.unwrap();
+            self.rings.read(after, usize::MAX)
+        }
+    }
+
+    fn texts(records: &[LogRecord]) -> Vec<(&str, bool)> {
+        records.iter().map(|record| (record.text.as_deref().unwrap(), record.partial)).collect()
     }
 
     #[tokio::test]
     async fn output_is_drained_to_its_end_also_when_nothing_is_kept() {
         for keep in [true, false] {
-            let rings = Arc::new(Rings::new());
-            let mut capture = Capture::new(Arc::clone(&rings), "p", keep);
-            let (reader, mut writer) = std::io::pipe().unwrap();
-            capture.add(reader.into(), LogStream::Stderr).unwrap();
+            let mut plugin = Plugin::new(keep);
+            let mut writer = plugin.open(LogStream::Stderr);
             let text = vec![b'a'; 300_000];
-            let write = tokio::task::spawn_blocking(move || {
+            let write = thread::spawn(move || {
                 writer.write_all(b"first\n").unwrap();
                 writer.write_all(&text).unwrap();
             });
-            capture.ended().await;
-            write.await.unwrap();
-            let total = rings.totals().get("p").map_or(0, |totals| totals.bytes);
+            plugin.capture.ended().await;
+            write.join().unwrap();
+            let total = plugin.rings.totals().get("p").map_or(0, |totals| totals.bytes);
             assert_eq!(total, if keep { 300_005 } else { 0 });
+        }
+    }
+
+    #[tokio::test]
+    async fn a_stream_that_is_closed_leaves_the_other_one_open() {
+        let mut plugin = Plugin::new(true);
+        let (stdout, mut stderr) = (plugin.open(LogStream::Stdout), plugin.open(LogStream::Stderr));
+        drop(stdout);
+        stderr.write_all(b"\xff\x00dos\r\n").unwrap();
+        let record = plugin.records(0).await.remove(0);
+        assert_eq!((record.stream, record.base64.unwrap().0), (LogStream::Stderr, b"\xff\x00dos\r".to_vec()));
+        drop(stderr);
+        plugin.capture.ended().await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_prompt_is_seen_though_its_line_has_no_end() {
+        let mut plugin = Plugin::new(true);
+        let mut writer = plugin.open(LogStream::Stdout);
+        writer.write_all(b"done\nname? ").unwrap();
+        assert_eq!(texts(&plugin.records(0).await), [("done", false)]);
+        let asked = Instant::now();
+        assert_eq!(texts(&plugin.records(1).await), [("name? ", true)]);
+        assert_eq!(asked.elapsed().as_millis() / 100, LINE_AGE_MAX.as_millis() / 100);
+        // Its line goes on, and what is left at the end is kept.
+        writer.write_all(b"Ada\nbye").unwrap();
+        assert_eq!(texts(&plugin.records(2).await), [("Ada", false)]);
+        drop(writer);
+        assert_eq!(texts(&plugin.records(3).await), [("bye", false)]);
+    }
+
+    /// Long lines until the rate has kept two of them out; how many.
+    async fn flood(plugin: &Plugin, writer: &mut PipeWriter) -> u64 {
+        let mut line = vec![b'x'; LINE_MAX];
+        line[LINE_MAX - 1] = b'\n';
+        for written in 1.. {
+            writer.write_all(&line).unwrap();
+            while plugin.rings.totals().get("p").is_none_or(|totals| totals.records < written) {
+                tokio::task::yield_now().await;
+            }
+            if plugin.rings.totals()["p"].rate_limited == 2 {
+                return written;
+            }
+        }
+        unreachable!("a u64 does not run out");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn above_the_rate_records_are_dropped_and_every_one_is_counted() {
+        let mut plugin = Plugin::new(true);
+        let mut writer = plugin.open(LogStream::Stdout);
+        let written = flood(&plugin, &mut writer).await;
+        let burst = 4 * BYTES_PER_SECOND / (LINE_MAX - 1 + RECORD_OVERHEAD) as u64;
+        assert_eq!(written, burst + 2);
+        let last = plugin.rings.last_seq();
+        sleep(Duration::from_secs(1)).await;
+        writer.write_all(b"let in again\n").unwrap();
+        let records = plugin.records(last).await;
+        assert_eq!((texts(&records), records[0].dropped), (vec![("let in again", false)], 2));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_suppression_that_nothing_follows_is_told_in_time() {
+        let mut plugin = Plugin::new(true);
+        let output = Arc::clone(plugin.capture.output.as_ref().unwrap());
+        let mut writer = plugin.open(LogStream::Stdout);
+        flood(&plugin, &mut writer).await;
+        assert!(output.rate().over_at().is_some());
+        // The stream wakes up by itself.
+        sleep(BURST + Duration::from_millis(10)).await;
+        assert_eq!(output.rate().over_at(), None);
+        // And when the output ends before.
+        let mut writer = plugin.open(LogStream::Stderr);
+        writer.write_all(&vec![b'\n'; 60_000]).unwrap();
+        drop(writer);
+        plugin.capture.streams.join_next().await;
+        assert!(plugin.rings.totals()["p"].rate_limited > 2);
+        assert_eq!(output.rate().tell(), None);
+    }
+
+    #[tokio::test]
+    async fn a_flood_is_read_to_its_end_counted_exactly_and_held_in_bounded_memory() {
+        // Many bytes in few records, short lines, and nothing but newlines.
+        let long = vec![0; 1 << 20];
+        for (line, bytes) in [(&long[..], 64 << 20), (b"short\n", 3 << 20), (b"\n", 1 << 20)] {
+            let mut plugin = Plugin::new(true);
+            let mut writer = plugin.open(LogStream::Stdout);
+            let block = line.repeat((1 << 20) / line.len());
+            let blocks = bytes / block.len();
+            let write = thread::spawn(move || (0..blocks).for_each(|_| writer.write_all(&block).unwrap()));
+            plugin.capture.ended().await;
+            write.join().unwrap();
+
+            let lines = blocks * ((1 << 20) / line.len());
+            let (records, text) = match line.len() {
+                1..=LINE_MAX => (lines, lines * (line.len() - 1)),
+                length => (lines * length / LINE_MAX, lines * length),
+            };
+            let totals = plugin.rings.totals()["p"];
+            assert_eq!((totals.records, totals.bytes), (records as u64, text as u64));
+            assert!(totals.rate_limited > 0 && totals.rate_limited < totals.dropped, "{totals:?}");
+            let kept = plugin.rings.read(0, usize::MAX);
+            assert_eq!(kept.len() as u64 + totals.dropped, totals.records);
+            let bytes: usize = kept.iter().filter_map(|record| record.text.as_ref()).map(String::len).sum();
+            assert!(bytes + kept.len() * RECORD_OVERHEAD <= SOURCE_BYTES_MAX);
         }
     }
 }

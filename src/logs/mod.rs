@@ -3,4 +3,6 @@
 
 pub mod capture;
 pub mod own;
+pub mod rate;
 pub mod ring;
+pub mod splitter;

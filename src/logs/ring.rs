@@ -1,7 +1,8 @@
 //! The rings: one per source, bounded in bytes, under one global sequence.
 //!
-//! A record stays until it is acknowledged or until its own source needs the room. Sequence numbers have no
-//! gaps, so what a reader misses is exactly what was pushed out.
+//! A record stays until it is acknowledged or until its own source needs the room. Every line has its
+//! sequence number, also one that its source's rate did not let in, so what a reader misses is exactly what
+//! was lost.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -22,7 +23,7 @@ use tokio::sync::watch;
 /// an ordinary service's output, and 100 plugins at their worst cost 25 MiB.
 pub const SOURCE_BYTES_MAX: usize = 256 << 10;
 /// What a record costs beside its text: the struct, its map node and its strings' headers.
-const RECORD_OVERHEAD: usize = 160;
+pub(super) const RECORD_OVERHEAD: usize = 160;
 /// The source name of the supervisor's own records.
 pub const SUPERVISOR: &str = "supervisor";
 
@@ -41,6 +42,9 @@ struct Inner {
     sources: BTreeMap<String, Source>,
     last_seq: u64,
     acknowledged: u64,
+    /// Lines that were never let in, since the last record. The next one's number counts them: so the newest
+    /// number always is a record's, which a reader can see and acknowledge.
+    untold: u64,
 }
 
 #[derive(Debug, Default)]
@@ -57,8 +61,27 @@ pub struct Totals {
     pub bytes: u64,
     /// Records.
     pub records: u64,
-    /// Records pushed out before they were acknowledged.
+    /// Records that are lost: pushed out before they were acknowledged, or never let in.
     pub dropped: u64,
+    /// Those of them that were never let in.
+    pub rate_limited: u64,
+}
+
+/// Records that are not let in.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Lost {
+    /// How many.
+    pub records: u64,
+    /// Bytes of their text.
+    pub bytes: u64,
+}
+
+impl Lost {
+    /// One more, of so many bytes.
+    pub fn add(&mut self, bytes: usize) {
+        self.records += 1;
+        self.bytes += bytes as u64;
+    }
 }
 
 /// One line, or a part of one.
@@ -115,7 +138,7 @@ impl Rings {
             Err(_) => (None, Some(FileBytes(line.bytes.to_vec()))),
         };
         let mut inner = self.lock();
-        inner.last_seq += 1;
+        inner.last_seq += 1 + std::mem::take(&mut inner.untold);
         let seq = inner.last_seq;
         let record = LogRecord {
             seq,
@@ -130,6 +153,20 @@ impl Rings {
         inner.insert(record, self.source_bytes_max);
         drop(inner);
         self.newest.send_replace(seq);
+    }
+
+    /// Counts lines of a source that its rate did not let in. The next record, whoever's, tells of them.
+    pub fn lose(&self, source: &str, lost: Lost) {
+        if lost.records == 0 || self.closed.load(Ordering::Relaxed) {
+            return;
+        }
+        let mut inner = self.lock();
+        inner.untold += lost.records;
+        let totals = &mut source_of(&mut inner.sources, source).totals;
+        totals.bytes += lost.bytes;
+        totals.records += lost.records;
+        totals.dropped += lost.records;
+        totals.rate_limited += lost.records;
     }
 
     /// Records after `after`, at least one if there is any, until their text exceeds `bytes_max`.
@@ -203,10 +240,7 @@ impl Default for Rings {
 impl Inner {
     fn insert(&mut self, record: LogRecord, source_bytes_max: usize) {
         let (seq, size) = (record.seq, cost(&record));
-        let source = match self.sources.get_mut(&record.plugin) {
-            Some(source) => source,
-            None => self.sources.entry(record.plugin.clone()).or_default(),
-        };
+        let source = source_of(&mut self.sources, &record.plugin);
         source.totals.records += 1;
         source.totals.bytes += (size - RECORD_OVERHEAD) as u64;
         source.bytes += size;
@@ -220,6 +254,13 @@ impl Inner {
             }
         }
     }
+}
+
+fn source_of<'a>(sources: &'a mut BTreeMap<String, Source>, name: &str) -> &'a mut Source {
+    if !sources.contains_key(name) {
+        sources.insert(name.to_owned(), Source::default());
+    }
+    sources.get_mut(name).expect("invariant: it is there or was just put there")
 }
 
 fn cost(record: &LogRecord) -> usize {
@@ -250,7 +291,7 @@ mod tests {
         }
         let records = rings.read(0, usize::MAX);
         assert_eq!(seqs(&records), [(1, 0), (4, 2), (5, 0), (6, 0)]);
-        assert_eq!(rings.totals()["noisy"], Totals { bytes: 50, records: 5, dropped: 2 });
+        assert_eq!(rings.totals()["noisy"], Totals { bytes: 50, records: 5, dropped: 2, rate_limited: 0 });
         assert_eq!(rings.totals()["quiet"].dropped, 0);
     }
 
@@ -286,16 +327,36 @@ mod tests {
         assert_eq!((record.text.as_ref(), record.base64.clone().unwrap().0), (None, b"\xff\x00ok".to_vec()));
     }
 
+    #[test]
+    fn what_is_not_let_in_is_told_by_the_next_record_whoevers_it_is() {
+        let rings = Rings::new();
+        rings.push(&line("noisy", b"first"));
+        rings.lose("noisy", Lost { records: 7, bytes: 70 });
+        assert_eq!(rings.last_seq(), 1, "the newest number is a record's that can be acknowledged");
+        rings.push(&line("quiet", b"second"));
+        assert_eq!(seqs(&rings.read(0, usize::MAX)), [(1, 0), (9, 7)]);
+        let noisy = Totals { bytes: 75, records: 8, dropped: 7, rate_limited: 7 };
+        assert_eq!(rings.totals()["noisy"], noisy);
+        rings.limit_to_host(HostLogs::None);
+        rings.lose("noisy", Lost { records: 1, bytes: 1 });
+        assert_eq!(rings.totals()["noisy"], noisy);
+    }
+
     proptest! {
         #[test]
         fn whatever_is_not_read_is_reported_as_dropped(
-            steps in prop::collection::vec((0u8..3, 0usize..300), 1..200),
+            steps in prop::collection::vec((0u8..3, 0usize..300, prop::bool::weighted(0.2)), 1..200),
             ack_every in 1usize..20,
         ) {
             let rings = Rings::bounded(2000);
             let (mut after, mut seen, mut dropped) = (0, 0, 0);
-            for (step, (source, length)) in steps.iter().enumerate() {
-                rings.push(&line(["a", "b", "c"][usize::from(*source)], &vec![b'x'; *length]));
+            for (step, (source, length, limited)) in steps.iter().enumerate() {
+                let source = ["a", "b", "c"][usize::from(*source)];
+                if *limited {
+                    rings.lose(source, Lost { records: 1, bytes: *length as u64 });
+                } else {
+                    rings.push(&line(source, &vec![b'x'; *length]));
+                }
                 if step % ack_every == 0 {
                     for record in rings.read(after, 500) {
                         seen += 1;
@@ -310,10 +371,12 @@ mod tests {
                 dropped += record.dropped;
                 after = record.seq;
             }
-            let last_dropped = rings.last_seq() - after;
+            let last_dropped = rings.last_seq() - after + rings.lock().untold;
             prop_assert_eq!(seen + dropped + last_dropped, steps.len() as u64);
             let counted: u64 = rings.totals().values().map(|t| t.dropped).sum();
             prop_assert_eq!(counted, dropped + last_dropped);
+            let limited: u64 = rings.totals().values().map(|t| t.rate_limited).sum();
+            prop_assert_eq!(limited, steps.iter().filter(|(.., limited)| *limited).count() as u64);
             for source in rings.lock().sources.values() {
                 prop_assert!(source.bytes <= 2000);
             }

@@ -124,8 +124,13 @@ pub fn plugins(plugins: &[Plugin], logs: &BTreeMap<String, Totals>) -> Vec<Famil
         ),
         Family::counter(
             "enclave_plugin_log_dropped_total",
-            "Log records pushed out before they were acknowledged",
+            "Log records lost: pushed out before they were acknowledged, or above the plugin's rate",
             each(&|plugin| Some(log(plugin).dropped as f64)),
+        ),
+        Family::counter(
+            "enclave_plugin_log_rate_limited_total",
+            "Log records lost because they were above the plugin's rate",
+            each(&|plugin| Some(log(plugin).rate_limited as f64)),
         ),
     ]
 }
@@ -209,7 +214,7 @@ mod tests {
         };
         let usage = Usage { cpu: Duration::from_secs(2), memory: 4096, processes: 1 };
         let plugin = Plugin { status, usage: Some(usage), cpu_gone: Duration::from_secs(3), oom_kills: 1 };
-        let logs = [("a".to_owned(), Totals { bytes: 7, records: 1, dropped: 2 })].into();
+        let logs = [("a".to_owned(), Totals { bytes: 7, records: 1, dropped: 2, rate_limited: 1 })].into();
         let lines: Vec<String> = plugins(&[plugin], &logs)
             .iter()
             .map(|family| format!("{} {}", family.name, family.points[0].value))
@@ -224,7 +229,8 @@ mod tests {
             enclave_plugin_last_exit_code 137
             enclave_plugin_oom_kills_total 1
             enclave_plugin_log_bytes_total 7
-            enclave_plugin_log_dropped_total 2"#]]
+            enclave_plugin_log_dropped_total 2
+            enclave_plugin_log_rate_limited_total 1"#]]
         .assert_eq(&lines.join("\n"));
     }
 }

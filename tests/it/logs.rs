@@ -110,6 +110,30 @@ fn what_overflows_is_counted_exactly() {
 }
 
 #[test]
+fn a_flood_above_the_rate_is_dropped_and_told_and_nobody_elses_records_are_lost() {
+    const LINES: u64 = 1_500_000;
+    let text = "all work and no play";
+    let (scene, manifest) = beside(script("app", &format!("yes '{text}' | head -n {LINES}")));
+    let mut enclave = scene.start();
+    enclave.run(&manifest);
+    let word = |record: &LogRecord| -> Option<u64> {
+        let word: Value = serde_json::from_str(record.text.as_ref()?).ok()?;
+        word["message"].as_str()?.contains("above the limit").then(|| word["dropped"].as_u64())?
+    };
+    let seen = enclave.logs().up_to("the supervisor's word", |record| word(record).is_some());
+    let dropped: u64 = seen.iter().map(|record| record.dropped).sum();
+    assert_eq!(seen.len() as u64 + dropped, seen.last().unwrap().seq, "every record is seen or told of");
+    let limited = word(seen.last().unwrap()).unwrap();
+    assert!(limited > 0 && limited <= dropped, "{limited} of {dropped}");
+    let plugin = [("plugin", "app")];
+    let at_least = |count| move |value| value >= count as f64;
+    enclave.client.until_sampled("enclave_plugin_log_rate_limited_total", &plugin, at_least(limited));
+    let bytes = LINES * text.len() as u64;
+    enclave.client.until_is("enclave_plugin_log_bytes_total", &plugin, bytes as f64);
+    enclave.client.until_is("enclave_supervisor_log_dropped_total", &[], 0.0);
+}
+
+#[test]
 fn bytes_that_are_no_text_survive_and_streams_are_told_apart() {
     let mut enclave = Scene::with_app().start();
     let text =
