@@ -11,7 +11,7 @@ use super::{
     process::Usage,
     system::{Cpu, Reading},
 };
-use crate::{control::board::Refusals, logs::ring::Totals};
+use crate::{control::board::Refusals, engine::Reason, logs::ring::Totals};
 
 /// `/proc/stat` counts in 1/100 s, whatever the kernel's own tick is.
 const TICKS_PER_SECOND: f64 = 100.0;
@@ -64,15 +64,16 @@ pub struct Plugin {
     pub oom_kills: u64,
 }
 
-/// One family per reading, one point per plugin.
+/// One family per reading, one point per plugin, and per probe where it is one.
 pub fn plugins(plugins: &[Plugin], logs: &BTreeMap<String, Totals>) -> Vec<Family> {
-    let each = |value: &dyn Fn(&Plugin) -> Option<f64>| -> Vec<Point> {
-        let point = |plugin: &Plugin| {
-            Some(Point::labelled([("plugin", plugin.status.name.as_str())], value(plugin)?))
-        };
-        plugins.iter().filter_map(point).collect()
-    };
-    let log = |plugin: &Plugin| logs.get(&plugin.status.name).copied().unwrap_or_default();
+    let mut families = usage(plugins);
+    families.extend(life(plugins));
+    families.extend(output(plugins, logs));
+    families
+}
+
+fn usage(plugins: &[Plugin]) -> Vec<Family> {
+    let each = |value: &dyn Fn(&Plugin) -> Option<f64>| each(plugins, value);
     vec![
         Family::counter(
             "enclave_plugin_cpu_seconds_total",
@@ -92,20 +93,38 @@ pub fn plugins(plugins: &[Plugin], logs: &BTreeMap<String, Totals>) -> Vec<Famil
             "Processes of the plugin",
             each(&|plugin| Some(plugin.usage.map_or(0, |usage| usage.processes) as f64)),
         ),
+    ]
+}
+
+fn life(plugins: &[Plugin]) -> Vec<Family> {
+    let each = |value: &dyn Fn(&Plugin) -> Option<f64>| each(plugins, value);
+    let flag = |is: bool| Some(f64::from(u8::from(is)));
+    let crash_loop = Some(Reason::CrashLoopBackOff.as_str());
+    vec![
         Family::gauge(
             "enclave_plugin_up",
             "1 while the plugin's process runs",
-            each(&|plugin| Some(f64::from(u8::from(plugin.status.phase == PluginPhase::Running)))),
+            each(&|plugin| flag(plugin.status.phase == PluginPhase::Running)),
         ),
         Family::gauge(
             "enclave_plugin_ready",
             "1 while the plugin counts as ready",
-            each(&|plugin| Some(f64::from(u8::from(plugin.status.ready)))),
+            each(&|plugin| flag(plugin.status.ready)),
         ),
         Family::counter(
             "enclave_plugin_restarts_total",
             "Restarts since the manifest was accepted",
             each(&|plugin| Some(plugin.status.restarts.into())),
+        ),
+        Family::gauge(
+            "enclave_plugin_crash_loop",
+            "1 while the plugin counts as crashing again and again: CrashLoopBackOff",
+            each(&|plugin| flag(plugin.status.reason.as_deref() == crash_loop)),
+        ),
+        Family::gauge(
+            "enclave_plugin_probe_failures",
+            "Failures in a row of the plugin's probe",
+            plugins.iter().flat_map(probe_failures).collect(),
         ),
         Family::gauge(
             "enclave_plugin_last_exit_code",
@@ -117,6 +136,13 @@ pub fn plugins(plugins: &[Plugin], logs: &BTreeMap<String, Totals>) -> Vec<Famil
             "Runs ended by the out-of-memory killer",
             each(&|plugin| Some(plugin.oom_kills as f64)),
         ),
+    ]
+}
+
+fn output(plugins: &[Plugin], logs: &BTreeMap<String, Totals>) -> Vec<Family> {
+    let each = |value: &dyn Fn(&Plugin) -> Option<f64>| each(plugins, value);
+    let log = |plugin: &Plugin| logs.get(&plugin.status.name).copied().unwrap_or_default();
+    vec![
         Family::counter(
             "enclave_plugin_log_bytes_total",
             "Bytes of the plugin's output",
@@ -133,6 +159,19 @@ pub fn plugins(plugins: &[Plugin], logs: &BTreeMap<String, Totals>) -> Vec<Famil
             each(&|plugin| Some(log(plugin).rate_limited as f64)),
         ),
     ]
+}
+
+fn each(plugins: &[Plugin], value: &dyn Fn(&Plugin) -> Option<f64>) -> Vec<Point> {
+    let point =
+        |plugin: &Plugin| Some(Point::labelled([("plugin", plugin.status.name.as_str())], value(plugin)?));
+    plugins.iter().filter_map(point).collect()
+}
+
+fn probe_failures(plugin: &Plugin) -> impl Iterator<Item = Point> {
+    let name = plugin.status.name.as_str();
+    plugin.status.probes.iter().map(move |probe| {
+        Point::labelled([("plugin", name), ("probe", probe.kind.word())], probe.failures.into())
+    })
 }
 
 fn exit_code(status: &PluginStatus) -> Option<i32> {
@@ -174,7 +213,10 @@ pub fn supervisor(refusals: &Refusals, own_log: Totals, net_restarts: u64, stder
 
 #[cfg(test)]
 mod tests {
-    use enclave_protocol::{control::LastExit, timestamp::Timestamp};
+    use enclave_protocol::{
+        control::{LastExit, ProbeKind, ProbeStatus},
+        timestamp::Timestamp,
+    };
 
     use super::*;
 
@@ -196,12 +238,13 @@ mod tests {
     }
 
     #[test]
-    fn a_plugin_killed_by_a_signal_reports_128_and_its_number() {
+    fn a_plugin_in_a_crash_loop_shows_its_last_exit_its_probes_and_its_output() {
         let exit = LastExit { code: None, signal: Some(9), oom: true, error: None, time: Timestamp(0) };
+        let probe = |kind, failures| ProbeStatus { kind, passing: None, failures, message: None };
         let status = PluginStatus {
             name: "a".into(),
             phase: PluginPhase::Running,
-            reason: None,
+            reason: Some("CrashLoopBackOff".into()),
             ready: true,
             restarts: 3,
             pid: Some(1),
@@ -210,27 +253,34 @@ mod tests {
             since: Timestamp(0),
             message: None,
             oom_kills: 0,
-            probes: Vec::new(),
+            probes: vec![probe(ProbeKind::Startup, 0), probe(ProbeKind::Readiness, 4)],
         };
         let usage = Usage { cpu: Duration::from_secs(2), memory: 4096, processes: 1 };
         let plugin = Plugin { status, usage: Some(usage), cpu_gone: Duration::from_secs(3), oom_kills: 1 };
         let logs = [("a".to_owned(), Totals { bytes: 7, records: 1, dropped: 2, rate_limited: 1 })].into();
-        let lines: Vec<String> = plugins(&[plugin], &logs)
-            .iter()
-            .map(|family| format!("{} {}", family.name, family.points[0].value))
-            .collect();
+        let shown = |family: &Family| -> Vec<String> {
+            let point = |point: &Point| {
+                let labels: Vec<&str> = point.labels.values().map(String::as_str).collect();
+                format!("{} {} {}", family.name, labels.join(" "), point.value)
+            };
+            family.points.iter().map(point).collect()
+        };
+        let lines: Vec<String> = plugins(&[plugin], &logs).iter().flat_map(shown).collect();
         expect_test::expect![[r#"
-            enclave_plugin_cpu_seconds_total 5
-            enclave_plugin_memory_bytes 4096
-            enclave_plugin_processes 1
-            enclave_plugin_up 1
-            enclave_plugin_ready 1
-            enclave_plugin_restarts_total 3
-            enclave_plugin_last_exit_code 137
-            enclave_plugin_oom_kills_total 1
-            enclave_plugin_log_bytes_total 7
-            enclave_plugin_log_dropped_total 2
-            enclave_plugin_log_rate_limited_total 1"#]]
+            enclave_plugin_cpu_seconds_total a 5
+            enclave_plugin_memory_bytes a 4096
+            enclave_plugin_processes a 1
+            enclave_plugin_up a 1
+            enclave_plugin_ready a 1
+            enclave_plugin_restarts_total a 3
+            enclave_plugin_crash_loop a 1
+            enclave_plugin_probe_failures a startup 0
+            enclave_plugin_probe_failures a readiness 4
+            enclave_plugin_last_exit_code a 137
+            enclave_plugin_oom_kills_total a 1
+            enclave_plugin_log_bytes_total a 7
+            enclave_plugin_log_dropped_total a 2
+            enclave_plugin_log_rate_limited_total a 1"#]]
         .assert_eq(&lines.join("\n"));
     }
 }
