@@ -3,11 +3,13 @@
 use std::{fmt::Write as _, io, path::Path, time::Duration};
 
 use bytes::Bytes;
-use enclave_protocol::control::{PluginStatus, Status};
+use enclave_protocol::{control::Status, glance, timestamp::Timestamp};
 use http_body_util::{BodyExt, Empty, Limited};
 use hyper::{Request, client::conn::http1};
 use hyper_util::rt::TokioIo;
 use tokio::{net::UnixStream, time::timeout};
+
+use crate::clock;
 
 /// How long an answer may take.
 const ANSWER_MAX: Duration = Duration::from_secs(5);
@@ -18,7 +20,7 @@ const STATUS_BYTES_MAX: usize = 1 << 20;
 pub fn status(socket: &Path) -> io::Result<String> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let asked = runtime.block_on(async { timeout(ANSWER_MAX, ask(socket)).await });
-    asked.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?.map(|status| table(&status))
+    asked.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?.map(|status| table(&status, clock::wall()))
 }
 
 async fn ask(socket: &Path) -> io::Result<Status> {
@@ -43,22 +45,42 @@ async fn ask(socket: &Path) -> io::Result<Status> {
     }
 }
 
-fn table(status: &Status) -> String {
-    let deployment = status.deployment.as_deref().unwrap_or("no manifest yet");
+fn table(status: &Status, now: Timestamp) -> String {
+    let deployment = status.deployment.as_deref().map_or_else(|| "no manifest yet".to_owned(), glance::clean);
     let ready = if status.ready { "ready" } else { "not ready" };
-    let mut text = format!("{deployment}: {:?}, {ready}\n", status.phase);
-    if status.plugins.is_empty() {
-        return text;
+    let mut text = format!("{deployment}: {}, {ready}\n", status.phase.word());
+    if !status.plugins.is_empty() {
+        text.push('\n');
+        text.push_str(&glance::table(status, now, None));
     }
-    let width = status.plugins.iter().map(|plugin| plugin.name.len()).max().unwrap_or(0).max(4);
-    // A String takes every write.
-    writeln!(text, "{:width$}  {:10}  {:5}  {:8}  REASON", "NAME", "PHASE", "READY", "RESTARTS").ok();
-    for plugin in &status.plugins {
-        let PluginStatus { name, phase, ready, restarts, reason, .. } = plugin;
-        let (phase, ready) = (format!("{phase:?}"), if *ready { "yes" } else { "no" });
-        let reason = reason.as_deref().unwrap_or("");
-        let line = format!("{name:width$}  {phase:10}  {ready:5}  {restarts:<8}  {reason}");
-        writeln!(text, "{}", line.trim_end()).ok();
+    for condition in &status.conditions {
+        let (kind, message) = (glance::clean(&condition.kind), glance::clean(&condition.message));
+        // A String takes every write.
+        writeln!(text, "\n! {kind}: {message}").ok();
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use enclave_protocol::control::{Condition, Phase};
+    use expect_test::expect;
+
+    use super::*;
+    use crate::status::awaiting;
+
+    #[test]
+    fn a_supervisor_without_a_manifest_says_so_and_remarks_are_shown() {
+        let mut status = awaiting("boot");
+        expect![["no manifest yet: AwaitingManifest, not ready\n"]].assert_eq(&table(&status, Timestamp(0)));
+        status.phase = Phase::Failed;
+        status.conditions =
+            vec![Condition { kind: "BootFailed".into(), message: "no\u{7} /plugins\n".into() }];
+        expect![[r#"
+            no manifest yet: Failed, not ready
+
+            ! BootFailed: no\u{7} /plugins\n
+        "#]]
+        .assert_eq(&table(&status, Timestamp(0)));
+    }
 }

@@ -246,6 +246,19 @@ pub enum Phase {
     Failed,
 }
 
+impl Phase {
+    /// The word for people, which is the one on the wire.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::AwaitingManifest => "AwaitingManifest",
+            Self::Running => "Running",
+            Self::Stopping => "Stopping",
+            Self::Completed => "Completed",
+            Self::Failed => "Failed",
+        }
+    }
+}
+
 /// One plugin in [`Status`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -339,6 +352,22 @@ pub enum PluginPhase {
     Failed,
     /// It was stopped by a drain.
     Stopped,
+}
+
+impl PluginPhase {
+    /// The word for people, which is the one on the wire.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Waiting => "Waiting",
+            Self::Starting => "Starting",
+            Self::Running => "Running",
+            Self::BackingOff => "BackingOff",
+            Self::Stopping => "Stopping",
+            Self::Completed => "Completed",
+            Self::Failed => "Failed",
+            Self::Stopped => "Stopped",
+        }
+    }
 }
 
 /// How a run ended.
