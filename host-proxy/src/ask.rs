@@ -1,6 +1,10 @@
 //! The commands `status`, `logs` and `drain`: what they ask the running proxy, and what they print.
 
-use std::{io::Write, path::Path, time::Duration};
+use std::{
+    io::{IsTerminal, Stdout, Write},
+    path::Path,
+    time::Duration,
+};
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Empty, Limited};
@@ -17,6 +21,8 @@ use crate::{
 
 /// How long the running proxy may take to begin its answer; it may wait for the enclave meanwhile.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+/// Characters in a line of a terminal that does not tell.
+const WIDTH: usize = 120;
 /// Longest report.
 const REPORT_BYTES_MAX: usize = 8 << 20;
 
@@ -49,7 +55,7 @@ struct Asked {
 }
 
 /// `status`.
-pub(crate) async fn status(args: &StatusArgs, out: &mut impl Write) -> Result<Exit, AskError> {
+pub(crate) async fn status(args: &StatusArgs, out: &mut Stdout) -> Result<Exit, AskError> {
     let asked = ask(&args.admin.admin, Method::GET, "/status").await?;
     let body = Limited::new(asked.response.into_body(), REPORT_BYTES_MAX).collect();
     let body = timeout(ANSWER_TIMEOUT, body).await.map_err(|_| AskError::Timeout)?;
@@ -57,7 +63,10 @@ pub(crate) async fn status(args: &StatusArgs, out: &mut impl Write) -> Result<Ex
     let report: Report =
         serde_json::from_slice(&body).map_err(|error| AskError::Answer(error.to_string()))?;
     match args.output {
-        Output::Table => out.write_all(report.table().as_bytes())?,
+        Output::Table => {
+            let width = out.is_terminal().then(width);
+            out.write_all(report.table(width, args.events).as_bytes())?;
+        }
         Output::Json => {
             let text =
                 serde_json::to_string_pretty(&report).map_err(|error| AskError::Answer(error.to_string()))?;
@@ -65,6 +74,13 @@ pub(crate) async fn status(args: &StatusArgs, out: &mut impl Write) -> Result<Ex
         }
     }
     Ok(Exit::Ok)
+}
+
+/// Characters in a line of the terminal. COLUMNS wins: it is how a person asks for another width.
+fn width() -> usize {
+    let columns = std::env::var("COLUMNS").ok().and_then(|columns| columns.parse().ok());
+    let real = || terminal_size::terminal_size().map(|(width, _)| usize::from(width.0));
+    columns.or_else(real).filter(|width| *width > 0).unwrap_or(WIDTH)
 }
 
 /// `logs`.

@@ -157,6 +157,9 @@ pub struct StatusArgs {
     /// How to print it.
     #[arg(short, long, env = "ENCLAVE_OUTPUT", default_value = "table")]
     pub output: Output,
+    /// Show the newest events below the table. JSON always has them.
+    #[arg(long, env = "ENCLAVE_EVENTS")]
+    pub events: bool,
 }
 
 /// How `status` prints.

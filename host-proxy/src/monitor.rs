@@ -14,7 +14,7 @@ use crate::{
     counters::count,
     rules::{self, Reading, ReadingError},
     state::Session,
-    view::Shared,
+    view::{EVENTS_MAX, Shared},
 };
 
 /// Time between two status calls when no event asks for one. Below half of what makes an answer stale.
@@ -53,9 +53,12 @@ pub(crate) async fn watch_status(shared: Arc<Shared>, refresh: Arc<Notify>) {
     }
 }
 
-/// Follows the enclave's events and asks for a status at each; they are shipped as log records already.
+/// Follows the enclave's events: the newest are kept for `status`, and each asks for a new status. As log
+/// records they are shipped already, with plugin and reason.
 pub(crate) async fn follow_events(shared: Arc<Shared>, session: Session, after: u64, refresh: Arc<Notify>) {
-    let mut after = after;
+    // A proxy that takes a session up again wants the last story too.
+    let mut after = after.saturating_sub(EVENTS_MAX as u64);
+    shared.view.send_modify(|view| view.events.clear());
     let mut backoff = Backoff::default();
     let mut outages = shared.outages.subscribe();
     loop {
@@ -66,6 +69,7 @@ pub(crate) async fn follow_events(shared: Arc<Shared>, session: Session, after: 
                 let more = lines.next(|line| {
                     if let Ok(event) = serde_json::from_slice::<Event>(line) {
                         after = after.max(event.seq);
+                        shared.view.send_modify(|view| view.take_event(event));
                     }
                     refresh.notify_one();
                 });

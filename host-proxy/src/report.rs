@@ -3,7 +3,8 @@
 use std::fmt::Write as _;
 
 use enclave_protocol::{
-    control::{Condition, LastExit, Phase, PluginPhase, PluginStatus, Status},
+    control::{Condition, Event, Status},
+    glance::{self, clean},
     metrics::{CPU_USAGE, MEMORY_USAGE, Sample},
     timestamp::Timestamp,
 };
@@ -31,6 +32,9 @@ pub(crate) struct Report {
     pub(crate) cpu_usage: Option<f64>,
     /// Memory used, 0–1.
     pub(crate) memory_usage: Option<f64>,
+    /// The newest events, oldest first.
+    #[serde(default)]
+    pub(crate) events: Vec<Event>,
     /// The last line of the run, once it is over.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) end: Option<End>,
@@ -59,6 +63,7 @@ impl Report {
             conditions: view.conditions(),
             cpu_usage: sample.and_then(|sample| sample.value(CPU_USAGE)),
             memory_usage: sample.and_then(|sample| sample.value(MEMORY_USAGE)),
+            events: view.events.iter().cloned().collect(),
             end: view.end.as_deref().and_then(|line| serde_json::from_str(line).ok()),
         }
     }
@@ -67,21 +72,22 @@ impl Report {
     pub(crate) fn progress(&self) -> String {
         let Some(status) = &self.status else { return "the enclave has not answered".to_owned() };
         let plugins: Vec<String> =
-            status.plugins.iter().map(|plugin| format!("{} {}", plugin.name, phase(plugin.phase))).collect();
-        format!("{}: {}", deployment(status.phase), plugins.join(", "))
+            status.plugins.iter().map(|p| format!("{} {}", clean(&p.name), p.phase.word())).collect();
+        format!("{}: {}", status.phase.word(), plugins.join(", "))
     }
 
-    /// A table.
-    pub(crate) fn table(&self) -> String {
+    /// For a person: what the deployment does, a table of its plugins, remarks, and `events` as well. The
+    /// table's lines are cut at `width` characters.
+    pub(crate) fn table(&self, width: Option<usize>, events: bool) -> String {
         let mut text = String::new();
         let Some(status) = &self.status else {
             // Writing to a String cannot fail, here and below.
             writeln!(text, "{}: the enclave has not answered yet", self.instance).ok();
             return text;
         };
-        let name = status.deployment.as_deref().unwrap_or("(no manifest yet)");
+        let name = status.deployment.as_deref().map_or_else(|| "(no manifest yet)".to_owned(), clean);
         let ready = if status.ready { "ready" } else { "not ready" };
-        writeln!(text, "{name}  {}, {ready}  ({})", deployment(status.phase), self.instance).ok();
+        writeln!(text, "{name}  {}, {ready}  ({})", status.phase.word(), self.instance).ok();
         if !self.reachable {
             writeln!(text, "The enclave does not answer; this is what it said last.").ok();
         }
@@ -89,44 +95,31 @@ impl Report {
             writeln!(text, "The enclave does not run this proxy's manifest.").ok();
         }
         writeln!(text, "cpu {}  memory {}", percent(self.cpu_usage), percent(self.memory_usage)).ok();
-        writeln!(text, "digest {}", status.digest.as_deref().unwrap_or("-")).ok();
+        writeln!(text, "digest {}", status.digest.as_deref().map_or_else(|| "-".to_owned(), clean)).ok();
         text.push_str(&measurements(status));
         text.push('\n');
-        text.push_str(&rows(status, self.time));
+        text.push_str(&glance::table(status, self.time, width));
+        if events && !self.events.is_empty() {
+            text.push('\n');
+            text.push_str(&self.latest(width));
+        }
         for condition in &self.conditions {
-            writeln!(text, "\n! {}: {}", condition.kind, condition.message).ok();
+            writeln!(text, "\n! {}: {}", clean(&condition.kind), clean(&condition.message)).ok();
         }
         text
     }
-}
 
-fn rows(status: &Status, now: Timestamp) -> String {
-    let mut rows =
-        vec![["NAME", "PHASE", "READY", "RESTARTS", "LAST EXIT", "REASON/NEXT", "AGE"].map(str::to_owned)];
-    rows.extend(status.plugins.iter().map(|plugin| {
-        [
-            plugin.name.clone(),
-            phase(plugin.phase).to_owned(),
-            if plugin.ready { "yes" } else { "no" }.to_owned(),
-            plugin.restarts.to_string(),
-            plugin.last_exit.as_ref().map_or_else(|| "-".to_owned(), last_exit),
-            reason(plugin, now),
-            age(now, plugin.since),
-        ]
-    }));
-    let mut widths = [0; 7];
-    for row in &rows {
-        for (width, cell) in widths.iter_mut().zip(row) {
-            *width = (*width).max(cell.chars().count());
+    /// A line per event.
+    fn latest(&self, width: Option<usize>) -> String {
+        let mut text = String::new();
+        for Event { time, plugin, reason, message, .. } in &self.events {
+            let plugin = plugin.as_deref().map(|plugin| format!("{}: ", clean(plugin))).unwrap_or_default();
+            let (age, reason, message) = (glance::age(self.time, *time), clean(reason), clean(message));
+            let line = format!("{age:>4} ago  {plugin}{reason}: {message}");
+            writeln!(text, "{}", width.map_or_else(|| line.clone(), |width| glance::cut(&line, width))).ok();
         }
+        text
     }
-    let mut text = String::new();
-    for row in &rows {
-        let cells: Vec<String> =
-            row.iter().zip(widths).map(|(cell, width)| format!("{cell:<width$}")).collect();
-        writeln!(text, "{}", cells.join("  ").trim_end()).ok();
-    }
-    text
 }
 
 /// A line per register, by number. Whole ones are in the JSON; people compare the beginning and the end.
@@ -137,76 +130,24 @@ fn measurements(status: &Status) -> String {
     for (name, value) in registers {
         let shown = match (value.get(..16), value.get(value.len().saturating_sub(8)..)) {
             _ if value.bytes().all(|digit| digit == b'0') => "all zero".to_owned(),
-            (Some(start), Some(end)) if value.len() > 24 => format!("{start}…{end}"),
-            _ => value.clone(),
+            (Some(start), Some(end)) if value.len() > 24 => clean(&format!("{start}…{end}")),
+            _ => clean(value),
         };
         // Writing to a String cannot fail.
-        writeln!(text, "{name:<5}  {shown}").ok();
+        writeln!(text, "{:<5}  {shown}", clean(name)).ok();
     }
     text
-}
-
-fn last_exit(exit: &LastExit) -> String {
-    let how = match (&exit.error, exit.signal, exit.code) {
-        (Some(error), _, _) => error.clone(),
-        (None, Some(signal), _) => format!("signal {signal}"),
-        (None, None, Some(code)) => format!("code {code}"),
-        (None, None, None) => "unknown".to_owned(),
-    };
-    if exit.oom { format!("{how} (OOM)") } else { how }
-}
-
-fn reason(plugin: &PluginStatus, now: Timestamp) -> String {
-    let reason = plugin.reason.as_deref().unwrap_or("-");
-    match plugin.next_restart {
-        Some(next) if next > now => format!("{reason}, again in {}", age(next, now)),
-        Some(_) => format!("{reason}, again now"),
-        None => reason.to_owned(),
-    }
 }
 
 fn percent(share: Option<f64>) -> String {
     share.map_or_else(|| "-".to_owned(), |share| format!("{:.1} %", share * 100.0))
 }
 
-/// The time from one moment to a later one, as kubectl shows it.
-fn age(later: Timestamp, earlier: Timestamp) -> String {
-    let seconds = later.0.saturating_sub(earlier.0) / 1_000_000_000;
-    match seconds {
-        0..=119 => format!("{seconds}s"),
-        120..=7199 => format!("{}m", seconds / 60),
-        7200..=172_799 => format!("{}h", seconds / 3600),
-        _ => format!("{}d", seconds / 86_400),
-    }
-}
-
-fn deployment(phase: Phase) -> &'static str {
-    match phase {
-        Phase::AwaitingManifest => "AwaitingManifest",
-        Phase::Running => "Running",
-        Phase::Stopping => "Stopping",
-        Phase::Completed => "Completed",
-        Phase::Failed => "Failed",
-    }
-}
-
-fn phase(phase: PluginPhase) -> &'static str {
-    match phase {
-        PluginPhase::Waiting => "Waiting",
-        PluginPhase::Starting => "Starting",
-        PluginPhase::Running => "Running",
-        PluginPhase::BackingOff => "BackingOff",
-        PluginPhase::Stopping => "Stopping",
-        PluginPhase::Completed => "Completed",
-        PluginPhase::Failed => "Failed",
-        PluginPhase::Stopped => "Stopped",
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
 
+    use enclave_protocol::control::{LastExit, Phase, PluginPhase, PluginStatus};
     use expect_test::expect;
 
     use super::*;
@@ -269,24 +210,57 @@ mod tests {
             }],
             cpu_usage: Some(0.125),
             memory_usage: None,
+            events: vec![
+                Event {
+                    seq: 7,
+                    time: Timestamp(180 * second),
+                    plugin: Some("fastapi".into()),
+                    reason: "BackOff".into(),
+                    message: "starts again in 30s".into(),
+                },
+                Event {
+                    seq: 8,
+                    time: Timestamp(199 * second),
+                    plugin: None,
+                    reason: "NetRestarted".into(),
+                    message: "the net process ended;\nopen streams are reset".into(),
+                },
+            ],
             end: None,
         }
     }
 
     #[test]
     fn a_person_sees_at_a_glance_what_is_wrong() {
-        expect![[r"
+        expect![[r#"
             hello  Running, not ready  (pod-1)
             cpu 12.5 %  memory -
             digest abc
 
-            NAME       PHASE       READY  RESTARTS  LAST EXIT       REASON/NEXT                     AGE
-            telemetry  Running     yes    0         -               -                               3m
-            fastapi    BackingOff  no     12        signal 9 (OOM)  CrashLoopBackOff, again in 20s  10s
+            NAME       PHASE       READY  RESTARTS  LAST EXIT          REASON                          AGE
+            telemetry  Running     yes    0         -                  -                               3m
+            fastapi    BackingOff  no     12        OOMKilled, 3m ago  CrashLoopBackOff, again in 20s  10s
 
             ! PolicyOpen: any manifest is accepted
-        "]]
-        .assert_eq(&report().table());
+        "#]]
+        .assert_eq(&report().table(None, false));
+    }
+
+    #[test]
+    fn events_are_shown_when_they_are_asked_for() {
+        let text = report().table(Some(40), true);
+        let (_, events) = text.split_once("\n\n").unwrap();
+        expect![[r#"
+            NAME       PHASE       READY  RESTARTS …
+            telemetry  Running     yes    0        …
+            fastapi    BackingOff  no     12       …
+
+             20s ago  fastapi: BackOff: starts agai…
+              1s ago  NetRestarted: the net process…
+
+            ! PolicyOpen: any manifest is accepted
+        "#]]
+        .assert_eq(events);
     }
 
     #[test]
@@ -305,17 +279,18 @@ mod tests {
             PCR16  c0ffee
         "]]
         .assert_eq(&measurements(status));
-        assert!(report.table().contains("digest abc\nPCR0   0123"), "{}", report.table());
+        let table = report.table(None, false);
+        assert!(table.contains("digest abc\nPCR0   0123"), "{table}");
         assert!(serde_json::to_string(&report).unwrap().contains(&format!("\"PCR8\":\"{value}\"")));
     }
 
     #[test]
     fn an_enclave_that_does_not_answer_is_said_to_be_so() {
         let lost = Report { reachable: false, synced: false, ..report() };
-        assert!(lost.table().contains("does not answer"));
-        assert!(lost.table().contains("does not run this proxy's manifest"));
+        assert!(lost.table(None, false).contains("does not answer"));
+        assert!(lost.table(None, false).contains("does not run this proxy's manifest"));
         let never = Report { status: None, ..lost };
-        assert_eq!(never.table(), "pod-1: the enclave has not answered yet\n");
+        assert_eq!(never.table(None, false), "pod-1: the enclave has not answered yet\n");
         assert_eq!(report().progress(), "Running: telemetry Running, fastapi BackingOff");
     }
 }

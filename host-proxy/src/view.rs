@@ -3,7 +3,7 @@
 use std::{collections::VecDeque, sync::Mutex, sync::PoisonError, time::Duration};
 
 use bytes::Bytes;
-use enclave_protocol::control::{Condition, Status};
+use enclave_protocol::control::{Condition, Event, Status};
 use tokio::{
     sync::{broadcast, mpsc, watch},
     time::Instant,
@@ -17,6 +17,8 @@ use crate::{
 
 /// An enclave that did not answer for so long is not ready.
 pub(crate) const ANSWER_AGE_MAX: Duration = Duration::from_secs(5);
+/// Newest events that are kept for `status`: the story of the last restarts, not a log.
+pub(crate) const EVENTS_MAX: usize = 20;
 /// Recent log records that are kept for `logs`.
 const RECENT_RECORDS_MAX: usize = 1000;
 /// And bytes of them.
@@ -61,6 +63,8 @@ pub(crate) struct View {
     pub(crate) status: Option<Status>,
     /// When it came.
     pub(crate) answered: Option<Instant>,
+    /// The newest events of the session, oldest first.
+    pub(crate) events: VecDeque<Event>,
     /// What the enclave remarked when it took the manifest.
     pub(crate) remarks: Vec<Condition>,
     /// The manifest on disk is another one than the one that runs.
@@ -82,6 +86,14 @@ impl View {
             }
         }
         all
+    }
+
+    /// Keeps an event, pushing out the oldest one.
+    pub(crate) fn take_event(&mut self, event: Event) {
+        if self.events.len() == EVENTS_MAX {
+            self.events.pop_front();
+        }
+        self.events.push_back(event);
     }
 
     /// Whether the newest status is recent enough to believe it.
@@ -150,7 +162,20 @@ impl Recent {
 
 #[cfg(test)]
 mod tests {
+    use enclave_protocol::timestamp::Timestamp;
+
     use super::*;
+
+    #[test]
+    fn the_newest_events_are_kept() {
+        let mut view = View::default();
+        for seq in 1..=EVENTS_MAX as u64 + 3 {
+            let (reason, message) = ("Started".into(), "as pid 7".into());
+            view.take_event(Event { seq, time: Timestamp(0), plugin: None, reason, message });
+        }
+        let seqs: Vec<u64> = view.events.iter().map(|event| event.seq).collect();
+        assert_eq!(seqs, (4..=EVENTS_MAX as u64 + 3).collect::<Vec<_>>());
+    }
 
     #[tokio::test]
     async fn recent_records_are_bounded_by_number_and_by_bytes() {

@@ -10,7 +10,7 @@ use std::{
 use bytes::Bytes;
 use enclave_protocol::{
     control::{
-        AckRequest, BOOT_FAILED, CONTROL_PORT, ClockRequest, Condition, Diagnostic, DrainRequest,
+        AckRequest, BOOT_FAILED, CONTROL_PORT, ClockRequest, Condition, Diagnostic, DrainRequest, Event,
         INGRESS_PORT, LastExit, LogRecord, LogStream, ManifestAccepted, ManifestRequest, Phase, PluginPhase,
         PluginStatus, Problem, Status,
     },
@@ -167,12 +167,19 @@ impl Enclave {
     }
 
     pub(crate) fn set_plugin(&self, phase: PluginPhase, ready: bool, exit: Option<LastExit>) {
-        self.inside.send_modify(|inside| {
-            let plugin = &mut inside.status.plugins[0];
+        self.change_plugin(|plugin| {
             plugin.phase = phase;
             plugin.ready = ready;
             plugin.last_exit = exit;
-            inside.status.ready = ready;
+        });
+    }
+
+    /// The deployment is as ready as its one plugin.
+    pub(crate) fn change_plugin(&self, change: impl FnOnce(&mut PluginStatus)) {
+        self.inside.send_modify(|inside| {
+            let plugin = &mut inside.status.plugins[0];
+            change(plugin);
+            inside.status.ready = plugin.ready;
             inside.status.seq += 1;
         });
     }
@@ -367,9 +374,10 @@ async fn events(
     loop {
         let seq = news.borrow_and_update().status.seq;
         for seq in after + 1..=seq {
-            let line = format!(
-                "{{\"seq\":{seq},\"time\":\"2026-01-01T00:00:00Z\",\"plugin\":null,\"reason\":\"X\",\"message\":\"\"}}\n"
-            );
+            let (plugin, reason, message) = (Some("app".into()), "Started".into(), "as pid 2".into());
+            let event = Event { seq, time: Timestamp(0), plugin, reason, message };
+            let mut line = serde_json::to_string(&event).unwrap();
+            line.push('\n');
             if sender.send_data(Bytes::from(line)).await.is_err() {
                 return;
             }

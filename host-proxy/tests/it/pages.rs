@@ -3,17 +3,18 @@
 use std::process::Stdio;
 
 use enclave_host_proxy::Exit;
-use enclave_protocol::control::{LastExit, PluginPhase};
+use enclave_protocol::control::{LastExit, PluginPhase, ProbeKind, ProbeStatus};
 use enclave_protocol::timestamp::Timestamp;
 use serde_json::{Value, json};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::UnixStream,
+    time::timeout,
 };
 
 use crate::{
     enclave::Enclave,
-    scene::{Scene, exchange, get},
+    scene::{PATIENCE, Scene, exchange, get},
 };
 
 #[tokio::test]
@@ -68,18 +69,49 @@ async fn without_an_enclave_json_is_503_and_text_says_that_it_is_down() {
 }
 
 #[tokio::test]
-async fn readiness_follows_the_plugins_and_names_the_one_that_is_not_ready() {
+async fn readiness_follows_the_plugins_and_names_the_one_that_is_not_ready_with_its_probe() {
     let scene = Scene::new().await;
     let enclave = Enclave::start(scene.dir.path(), "boot-1");
     let running = scene.start(&[]).await;
-    running.until_ready_is(200).await;
-    enclave.set_plugin(PluginPhase::BackingOff, false, None);
+    assert_eq!(running.until_ready_is(200).await, "ok\n");
+
+    enclave.change_plugin(|plugin| {
+        plugin.ready = false;
+        plugin.reason = Some("ReadinessProbeFailed".into());
+        let (kind, message) = (ProbeKind::Readiness, Some("HTTP 503".into()));
+        plugin.probes = vec![ProbeStatus { kind, passing: Some(false), failures: 3, message }];
+    });
     let body = running.until_ready_is(503).await;
+    assert_eq!(body, "app: ReadinessProbeFailed: readiness failing (3): HTTP 503\n");
+    let (status, body) = get(running.health, "/readyz", "application/json").await;
     assert_eq!(
-        serde_json::from_str::<Value>(&body).unwrap(),
-        json!({"ready": false, "reasons": [{"plugin": "app", "reason": "BackingOff"}]})
+        (status, serde_json::from_str::<Value>(&body).unwrap()),
+        (
+            503,
+            json!({"ready": false, "reasons": [{"plugin": "app", "reason": "ReadinessProbeFailed",
+                "message": "readiness failing (3): HTTP 503"}]})
+        )
     );
-    enclave.set_plugin(PluginPhase::Running, true, None);
+
+    enclave.change_plugin(|plugin| {
+        plugin.ready = true;
+        plugin.reason = None;
+        plugin.probes.clear();
+    });
+    assert_eq!(running.until_ready_is(200).await, "ok\n");
+    assert_eq!(get(running.health, "/readyz?verbose", "*/*").await, (200, "ok\napp: ready\n".into()));
+    assert_eq!(get(running.health, "/healthz?verbose", "*/*").await, (200, "ok\n".into()));
+
+    enclave.change_plugin(|plugin| {
+        plugin.ready = false;
+        plugin.phase = PluginPhase::BackingOff;
+        plugin.reason = Some("CrashLoopBackOff".into());
+        let time = Timestamp(0);
+        plugin.last_exit = Some(LastExit { code: Some(3), signal: None, oom: false, error: None, time });
+        plugin.next_restart = Some(Timestamp(0));
+    });
+    assert_eq!(running.until_ready_is(503).await, "app: CrashLoopBackOff, again now: exit 3\n");
+    enclave.change_plugin(|plugin| plugin.ready = true);
     running.until_ready_is(200).await;
     enclave.power_off().await;
     assert!(running.until_ready_is(503).await.contains("EnclaveNotAnswering"));
@@ -114,6 +146,11 @@ async fn a_person_gets_status_logs_and_a_drain_from_the_command_line() {
     assert_eq!(code, 0);
     assert!(table.starts_with("hello  Running, ready  (pod-1)\ncpu 50.0 %  memory 25.0 %\n"), "{table}");
     assert!(table.contains("NAME  PHASE"), "{table}");
+    let with_events = async {
+        // They come by their own stream.
+        while !output(&scene, &["status", "--events"]).await.1.contains(" ago  app: Started: as pid 2\n") {}
+    };
+    timeout(PATIENCE, with_events).await.expect("the event is shown");
     let (_, report, _) = output(&scene, &["status", "-o", "json"]).await;
     let report: Value = serde_json::from_str(&report).unwrap();
     assert_eq!((&report["status"]["bootId"], &report["synced"]), (&json!("boot-1"), &json!(true)));
