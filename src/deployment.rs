@@ -3,28 +3,49 @@
 //! Everything that can fail fails here, before the first spawn; what is left of a failed attempt is removed.
 
 use std::{
+    collections::BTreeMap,
     fs, io,
-    net::{SocketAddr, TcpListener},
-    os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt},
+    net::{Ipv4Addr, SocketAddr, TcpListener},
+    os::{
+        fd::OwnedFd,
+        unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt},
+    },
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use enclave_protocol::{
     control::{EgressRule, Files, IngressRule},
-    manifest::{Access, Plugin, Source, Volume},
+    manifest::{Access, Plugin, PluginKind, Source, Volume},
 };
-use tokio::net::UnixListener;
+use tokio::net::{UnixDatagram, UnixListener};
 
 use crate::{
     catalog::{Baked, Catalog},
     control::{accept::Candidate, routes::Grants},
     identity, launch,
-    net::plan::{Plan as Addresses, PlanError},
+    net::plan::{PeerListener, Peers, Plan as Addresses, PlanError},
     rootfs::{self, PathError},
-    sys::shim::{Bind, Identity, Launch},
+    sys::{
+        capability::Capabilities,
+        cgroup::{Cgroup, Cgroups, Limits},
+        confine::Identity,
+        netns::{NetworkNamespace, tcp_socket},
+        recipe::{Bind, Launch, Writes},
+        spawn::{Failure, Program, Recipe},
+    },
 };
 
-/// Devices that every plugin sees; none of them leads anywhere.
+/// Processes and threads of a plugin without a limit of its own: enough for a large Java program, and a small
+/// part of what a machine of 512 MiB can have (its `threads-max` is about 4,000).
+const PIDS: u32 = 1024;
+/// Without a memory limit, a plugin's writes to its root file system may take this part of the memory.
+const LAYER_PART: u64 = 4;
+/// Where a plugin tells that it is ready.
+const NOTIFY_SOCKET: &str = "/run/enclave/notify.sock";
+/// The telemetry plugin's variable with the port on which it takes OTLP.
+const HOST_PORT: &str = "HOST_PORT";
+/// Devices that a plugin of a supervisor without root's rights sees.
 const DEVICES: [&str; 5] = ["null", "zero", "full", "random", "urandom"];
 
 /// Why a checked manifest cannot be run here.
@@ -57,13 +78,13 @@ pub enum PrepareError {
     /// More destinations than there are addresses for.
     #[error(transparent)]
     Addresses(#[from] PlanError),
-    /// An egress listener.
-    #[error("egress listener {address} for {fqdn}: {source}")]
+    /// A listener for a plugin's way out or to another plugin.
+    #[error("listener {address} for plugin {plugin}: {source}")]
     Listen {
         /// Where it was to listen.
         address: SocketAddr,
-        /// The destination it stands for.
-        fqdn: String,
+        /// The plugin that was to find it.
+        plugin: String,
         /// The answer.
         source: io::Error,
     },
@@ -74,8 +95,12 @@ pub enum PrepareError {
 pub struct Prepared {
     /// Its name.
     pub name: String,
-    /// What its shim is told.
-    pub launch: Launch,
+    /// How it is started.
+    pub recipe: Arc<Recipe>,
+    /// Its control group, where there are any.
+    pub cgroup: Option<Arc<Cgroup>>,
+    /// Where it tells that it is ready, when it is to.
+    pub notify: Option<UnixDatagram>,
     /// Its socket with what it may read there, when it has a grant.
     pub socket: Option<(UnixListener, Grants)>,
 }
@@ -87,8 +112,12 @@ pub struct Deployment {
     pub plugins: Vec<Prepared>,
     /// One listener per destination.
     pub egress: Vec<(EgressRule, TcpListener)>,
+    /// One listener per declared port and other plugin; none where all share one network.
+    pub peers: Vec<(PeerListener, TcpListener)>,
     /// Declared ports.
     pub ingress: Vec<IngressRule>,
+    /// The plugins' networks.
+    pub networks: Networks,
     /// The directory that holds all of it; removed at the end.
     pub state: StateDir,
 }
@@ -112,42 +141,107 @@ impl Drop for StateDir {
     }
 }
 
-/// Lays everything out below `run` for the plugins in `catalog`.
+/// The plugins' network namespaces, by plugin; empty without root's rights, where all share one.
+#[derive(Debug, Default)]
+pub struct Networks(BTreeMap<String, NetworkNamespace>);
+
+impl Networks {
+    /// Unconnected TCP sockets in a plugin's network.
+    pub fn sockets(&self, plugin: &str, count: usize) -> io::Result<Vec<OwnedFd>> {
+        let make = || (0..count).map(|_| tcp_socket()).collect();
+        self.within(plugin, make)
+    }
+
+    fn listen(&self, plugin: &str, address: SocketAddr) -> io::Result<TcpListener> {
+        self.within(plugin, || {
+            let listener = TcpListener::bind(address)?;
+            listener.set_nonblocking(true)?;
+            Ok(listener)
+        })
+    }
+
+    fn within<T: Send>(&self, plugin: &str, work: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
+        match self.0.get(plugin) {
+            Some(network) => network.within(work),
+            None => work(),
+        }
+    }
+}
+
+/// What this machine offers to plugins.
+#[derive(Debug)]
+pub struct Ground {
+    /// Where their files and sockets are laid out.
+    pub run: PathBuf,
+    /// Their init.
+    pub init: Arc<Program>,
+    /// Their control groups, where there can be any.
+    pub cgroups: Option<Cgroups>,
+    /// Whether a plugin's writes can be kept apart from its image (overlayfs).
+    pub layers: bool,
+    /// Memory of the machine, in bytes.
+    pub memory: u64,
+}
+
+/// Lays everything out for the plugins in `catalog`.
 pub fn prepare(
     candidate: &Candidate,
     catalog: &Catalog,
-    run: &Path,
+    ground: &Ground,
     boot_id: &str,
 ) -> Result<Deployment, PrepareError> {
+    let run = &ground.run;
     let state = StateDir::new(run, boot_id).map_err(|source| state_error(run, source))?;
     let plan = candidate.manifest.plan();
     let addresses = Addresses::new(&plan.egress)?;
     let mut plugins = Vec::new();
+    let mut networks = Networks::default();
     for plugin in &candidate.manifest.plugins {
         let baked = catalog.get(&plugin.name).ok_or_else(|| PrepareError::Plugin {
             plugin: plugin.name.clone(),
             reason: "is not baked in".to_owned(),
         })?;
-        let layout = Layout { plugin, baked, dir: state.0.join(&plugin.name) };
-        plugins.push(layout.prepare(&candidate.files, addresses.hosts_of(&plugin.name))?);
+        let layout = Layout { plugin, baked, ground, dir: state.0.join(&plugin.name) };
+        let network = layout.network()?;
+        plugins.push(layout.prepare(&candidate.files, addresses.hosts_of(&plugin.name), network.as_ref())?);
+        networks.0.extend(network.map(|network| (plugin.name.clone(), network)));
     }
     let mut egress = Vec::new();
     for listener in addresses.listeners {
         let address = SocketAddr::from((listener.address, listener.port));
-        let bound = bind(address).map_err(|source| PrepareError::Listen {
-            address,
-            fqdn: listener.rule.fqdn.clone(),
-            source,
+        let bound = networks.listen(&listener.rule.plugin, address).map_err(|source| {
+            PrepareError::Listen { address, plugin: listener.rule.plugin.clone(), source }
         })?;
         egress.push((listener.rule, bound));
     }
-    Ok(Deployment { plugins, egress, ingress: plan.ingress, state })
+    let mut peers = Vec::new();
+    if is_root() {
+        let ports: Vec<_> = candidate.manifest.plugins.iter().map(|p| (p.name.as_str(), served(p))).collect();
+        let ports: Vec<(&str, &[u16])> =
+            ports.iter().map(|(name, ports)| (*name, ports.as_slice())).collect();
+        for peer in Peers::new(&ports)?.listeners {
+            let address = SocketAddr::from((Ipv4Addr::LOCALHOST, peer.port));
+            let bound = networks.listen(&peer.from, address).map_err(|source| PrepareError::Listen {
+                address,
+                plugin: peer.from.clone(),
+                source,
+            })?;
+            peers.push((peer, bound));
+        }
+    }
+    Ok(Deployment { plugins, egress, peers, ingress: plan.ingress, networks, state })
 }
 
-fn bind(address: SocketAddr) -> io::Result<TcpListener> {
-    let listener = TcpListener::bind(address)?;
-    listener.set_nonblocking(true)?;
-    Ok(listener)
+/// The ports that a plugin serves, by its own word. The telemetry plugin names one in its environment as
+/// well: the one on which it takes what the others measure.
+pub fn served(plugin: &Plugin) -> Vec<u16> {
+    let declared = plugin.ports.iter().map(|port| port.container_port);
+    let telemetry =
+        plugin.env.iter().filter(|(name, _)| plugin.kind == PluginKind::Telemetry && name == HOST_PORT);
+    let mut ports: Vec<u16> = declared.chain(telemetry.filter_map(|(_, port)| port.parse().ok())).collect();
+    ports.sort_unstable();
+    ports.dedup();
+    ports
 }
 
 fn state_error(path: &Path, source: io::Error) -> PrepareError {
@@ -158,18 +252,24 @@ fn state_error(path: &Path, source: io::Error) -> PrepareError {
 struct Layout<'a> {
     plugin: &'a Plugin,
     baked: &'a Baked,
+    ground: &'a Ground,
     /// Its directory within the state directory.
     dir: PathBuf,
 }
 
 impl Layout<'_> {
-    fn prepare(&self, files: &Files, hosts: &str) -> Result<Prepared, PrepareError> {
-        let Layout { plugin, baked, dir } = self;
+    fn prepare(
+        &self,
+        files: &Files,
+        hosts: &str,
+        network: Option<&NetworkNamespace>,
+    ) -> Result<Prepared, PrepareError> {
+        let Layout { plugin, baked, dir, ground } = self;
         let security = &plugin.security;
         let user = &baked.config.user;
         let identity = identity::resolve(&baked.root, user, security.user, security.group)
             .map_err(|reason| self.wrong(reason))?;
-        let merged = launch::merge(
+        let mut merged = launch::merge(
             &baked.config,
             launch::Wanted {
                 command: plugin.command.as_deref(),
@@ -187,36 +287,74 @@ impl Layout<'_> {
             binds.push(self.volume(volume, index, files, identity)?);
         }
         let socket = self.socket(&mut binds)?;
+        let notify = self.notify(&mut binds, &mut merged.env)?;
         rootfs::directory(&baked.root, &merged.cwd).map_err(|source| self.misplaced(source))?;
-        let root_user = nix::unistd::Uid::effective().is_root();
+        let cgroup = self.cgroup()?;
         let launch = Launch {
+            name: plugin.name.clone(),
             argv: merged.argv,
             env: merged.env,
             cwd: merged.cwd,
             root: baked.root.clone(),
+            writes: self.writes()?,
             binds,
-            identity: root_user.then_some(identity),
-            user_namespace: !root_user,
+            identity,
+            capabilities: Capabilities::new(&security.capabilities_add, &security.capabilities_drop),
+            network,
+            cgroup: cgroup.as_deref(),
         };
-        Ok(Prepared { name: plugin.name.clone(), launch, socket })
+        let recipe = Recipe::new(&launch, Arc::clone(&ground.init));
+        let recipe = recipe.map_err(|failure: Failure| self.wrong(failure.to_string()))?;
+        Ok(Prepared { name: plugin.name.clone(), recipe: Arc::new(recipe), cgroup, socket, notify })
     }
 
-    /// What every plugin sees: /proc, a few devices, its own /etc/hosts, and /tmp.
+    fn cgroup(&self) -> Result<Option<Arc<Cgroup>>, PrepareError> {
+        let Some(cgroups) = &self.ground.cgroups else { return Ok(None) };
+        let wanted = &self.plugin.limits;
+        let limits = Limits {
+            cpu_millis: wanted.cpu_millis,
+            memory_bytes: wanted.memory_bytes,
+            pids: Some(wanted.pids.unwrap_or(PIDS)),
+        };
+        let made = cgroups.plugin(&self.plugin.name, &limits);
+        Ok(Some(Arc::new(made.map_err(|error| self.wrong(format!("cannot be limited: {error}")))?)))
+    }
+
+    fn network(&self) -> Result<Option<NetworkNamespace>, PrepareError> {
+        if !is_root() {
+            return Ok(None);
+        }
+        let made = NetworkNamespace::new();
+        Ok(Some(made.map_err(|error| self.wrong(format!("cannot have a network: {error}")))?))
+    }
+
+    fn writes(&self) -> Result<Writes, PrepareError> {
+        if self.plugin.security.read_only_root {
+            return Ok(Writes::Refused);
+        }
+        if !self.ground.layers {
+            return Ok(Writes::Image);
+        }
+        let directory = self.dir.join("layer");
+        fs::create_dir(&directory).map_err(|error| state_error(&directory, error))?;
+        let bytes = self.plugin.limits.memory_bytes.unwrap_or(self.ground.memory / LAYER_PART);
+        Ok(Writes::Layer { directory, bytes })
+    }
+
+    /// What every plugin sees: /proc, /dev, /tmp, and its own /etc/hosts.
     fn basics(&self, hosts: &str) -> Result<Vec<Bind>, PrepareError> {
         let hosts_file = self.dir.join("hosts");
         write(&hosts_file, hosts.as_bytes(), 0o644).map_err(|e| state_error(&hosts_file, e))?;
-        let proc = self.directory("/proc")?;
-        let mut binds = vec![
-            Bind { source: "/proc".into(), target: proc, read_only: false },
-            Bind { source: hosts_file, target: self.file("/etc/hosts")?, read_only: true },
-        ];
-        for device in DEVICES {
-            let target = self.file(&format!("/dev/{device}"))?;
-            binds.push(Bind { source: Path::new("/dev").join(device), target, read_only: false });
+        self.directory("/proc")?;
+        self.directory("/dev")?;
+        if !is_root() {
+            for device in DEVICES {
+                self.file(&format!("/dev/{device}"))?;
+            }
         }
         let tmp = self.directory("/tmp")?;
         fs::set_permissions(&tmp, fs::Permissions::from_mode(0o1777)).map_err(|e| state_error(&tmp, e))?;
-        Ok(binds)
+        Ok(vec![Bind { source: hosts_file, target: self.file("/etc/hosts")?, read_only: true }])
     }
 
     /// Writes a volume's files and binds their directory.
@@ -276,6 +414,26 @@ impl Layout<'_> {
         Ok(Some((listener, grants)))
     }
 
+    /// Binds the plugin's notification socket, when it is to tell that it is ready.
+    fn notify(
+        &self,
+        binds: &mut Vec<Bind>,
+        env: &mut Vec<(String, String)>,
+    ) -> Result<Option<UnixDatagram>, PrepareError> {
+        if !self.plugin.notify_ready {
+            return Ok(None);
+        }
+        let path = self.dir.join("notify.sock");
+        let socket = UnixDatagram::bind(&path).map_err(|e| state_error(&path, e))?;
+        // As the supervisor's socket.
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o666)).map_err(|e| state_error(&path, e))?;
+        let target = self.file(NOTIFY_SOCKET)?;
+        binds.push(Bind { source: path, target, read_only: false });
+        env.retain(|(name, _)| name != "NOTIFY_SOCKET");
+        env.push(("NOTIFY_SOCKET".to_owned(), NOTIFY_SOCKET.to_owned()));
+        Ok(Some(socket))
+    }
+
     fn directory(&self, path: &str) -> Result<PathBuf, PrepareError> {
         rootfs::directory(&self.baked.root, path).map_err(|source| self.misplaced(source))
     }
@@ -293,6 +451,10 @@ impl Layout<'_> {
     }
 }
 
+fn is_root() -> bool {
+    nix::unistd::Uid::effective().is_root()
+}
+
 fn write(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
     let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(mode).open(path)?;
     io::Write::write_all(&mut file, bytes)
@@ -300,7 +462,7 @@ fn write(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
 
 /// Gives a file to the plugin's user, where the supervisor may.
 fn own(path: &Path, owner: Identity) -> io::Result<()> {
-    if nix::unistd::Uid::effective().is_root() {
+    if is_root() {
         std::os::unix::fs::chown(path, Some(owner.uid), Some(owner.gid))?;
     }
     Ok(())

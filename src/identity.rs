@@ -2,7 +2,7 @@
 
 use std::{fs::File, io::Read, path::Path};
 
-use crate::{rootfs, sys::shim::Identity};
+use crate::{rootfs, sys::confine::Identity};
 
 /// Longest `/etc/passwd` or `/etc/group` of an image that is read, in bytes.
 const DATABASE_BYTES_MAX: u64 = 1 << 20;

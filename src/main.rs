@@ -9,7 +9,7 @@ use enclave_supervisor::{
     inside, net,
     options::{Command, Exit, Options, RunOptions},
     run,
-    sys::shim,
+    sys::init,
 };
 
 fn main() -> ExitCode {
@@ -20,7 +20,7 @@ fn main() -> ExitCode {
     }
     // Two subcommands that only the supervisor itself uses; they must not depend on anything before them.
     match std::env::args().nth(1).as_deref() {
-        Some(shim::SUBCOMMAND) => return ExitCode::from(shim::main()),
+        Some(init::SUBCOMMAND) => return ExitCode::from(init::main(std::env::args_os().skip(2))),
         Some("net") => return net::main(),
         Some(_) | None => {}
     }

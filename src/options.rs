@@ -107,6 +107,10 @@ pub struct RunOptions {
     /// The supervisor's socket; its directory also takes what plugins have mounted
     #[arg(long, env = "ENCLAVE_SOCKET", default_value = SOCKET, value_name = "PATH")]
     pub socket: PathBuf,
+    /// The init of every plugin, a static program; without it enclave-init beside this program, or this
+    /// program
+    #[arg(long, env = "ENCLAVE_PLUGIN_INIT", value_name = "FILE")]
+    pub plugin_init: Option<PathBuf>,
     /// What the image says about manifests
     #[arg(long, env = "ENCLAVE_POLICY", default_value = "/etc/enclave/policy.json", value_name = "FILE")]
     pub policy: PathBuf,

@@ -34,12 +34,21 @@ use crate::{
         routes::{Caller, Grants},
         server::{BODIES_BYTES_MAX, BootFailure, Shared, serve_host, serve_inside},
     },
+    deployment::Ground,
     driver::{Driver, Parts},
     logs::{own, ring::Rings},
     options::{Exit, Init, RunOptions},
+    sample::system::Reading,
     status,
+    sys::{
+        self,
+        cgroup::{Cgroups, Controller},
+        spawn::{Program, ProgramError},
+    },
 };
 
+/// One above never: a machine that has nothing else to kill is better reset.
+const OOM_SCORE_ADJ: &str = "-999";
 /// Ingress connections that may wait for the driver.
 const INGRESS_WAITING_MAX: usize = 64;
 /// Bytes of a boot id.
@@ -71,6 +80,9 @@ pub enum RunError {
         /// The system's answer.
         source: io::Error,
     },
+    /// There is nothing to run plugins by.
+    #[error(transparent)]
+    PluginInit(#[from] ProgramError),
     /// No randomness.
     #[error("no random bytes: {0}")]
     Random(getrandom::Error),
@@ -160,8 +172,10 @@ fn start(
     if let Some(error) = fatal {
         return Err(error.into());
     }
-    let judge = Arc::new(judge(options, remarks)?);
     let boot_id = random_hex::<BOOT_ID_BYTES>()?;
+    let mut remarks = remarks;
+    let ground = ground(options, &boot_id, &mut remarks)?;
+    let judge = Arc::new(judge(options, remarks)?);
     let (commands, command_queue) = mpsc::channel(COMMANDS_MAX);
     let (ingress, ingress_queue) = mpsc::channel(INGRESS_WAITING_MAX);
     let status = Status { measurements, ..status::awaiting(&boot_id) };
@@ -190,7 +204,7 @@ fn start(
         ingress: ingress_queue,
         ingress_listener,
         host,
-        run_dir: options.socket.parent().unwrap_or_else(|| Path::new("/")).to_owned(),
+        ground,
         sample_interval: Duration::from_secs(options.sample_interval),
         drain_grace: options.drain_grace,
         seed: options.seed.map_or_else(getrandom::u64, Ok)?,
@@ -198,6 +212,51 @@ fn start(
         nsm,
     };
     Ok(Started { driver: Driver::new(parts, Clock::start()), servers, background })
+}
+
+/// Finds out what plugins can be given here. What they cannot is remarked.
+fn ground(options: &RunOptions, boot_id: &str, remarks: &mut Vec<Condition>) -> Result<Ground, RunError> {
+    let mut remark = |kind: &str, message: String| {
+        tracing::warn!(kind, "{message}");
+        remarks.push(Condition { kind: kind.to_owned(), message });
+    };
+    let root = nix::unistd::Uid::effective().is_root();
+    if let Err(errno) = sys::descriptors::keep_to_ourselves() {
+        remark("DescriptorsInherited", format!("cannot mark the descriptors that were open before: {errno}"));
+    }
+    // Others are killed for want of memory before the one that starts them again. It takes privilege.
+    // In a container its maker decides about it.
+    if let Err(error) = fs::write("/proc/self/oom_score_adj", OOM_SCORE_ADJ)
+        && options.init != Init::Container
+    {
+        remark("NotProtected", format!("cannot leave the out-of-memory killer's list: {error}"));
+    }
+    let init = Arc::new(Program::find(options.plugin_init.as_deref())?);
+    let memory = Reading::take().map_or(0, |reading| reading.memory_total);
+    let name = format!("enclave-{}", boot_id.get(..12).unwrap_or(boot_id));
+    let made = if root { Cgroups::make(&name, memory, options.init != Init::Container) } else { Ok(None) };
+    let cgroups = made.unwrap_or_else(|error| {
+        remark("NoControlGroups", format!("cannot make control groups: {error}: plugins are not limited"));
+        None
+    });
+    let missing: Vec<&str> = match &cgroups {
+        Some(cgroups) => {
+            let missing = Controller::LIMITING.into_iter().filter(|one| !cgroups.limits(*one));
+            missing.map(Controller::name).collect()
+        }
+        None => Controller::LIMITING.map(Controller::name).to_vec(),
+    };
+    if !missing.is_empty() {
+        let message = format!("the kernel offers no control group for {}", missing.join(", "));
+        remark("LimitsNotInForce", format!("{message}: such limits do not hold"));
+    }
+    let layers = root && sys::mount::knows("overlay");
+    if root && !layers {
+        let message = "the kernel has no overlayfs: what a plugin writes stays in its image until the end";
+        remark("NoWritableLayer", message.to_owned());
+    }
+    let run = options.socket.parent().unwrap_or_else(|| Path::new("/")).to_owned();
+    Ok(Ground { run, init, cgroups, layers, memory })
 }
 
 /// Binds the sockets and serves them. Over vsock the socket for ingress is `net`'s to serve.

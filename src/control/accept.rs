@@ -11,7 +11,12 @@ use enclave_protocol::{
 use hyper::StatusCode;
 
 use super::routes::problem;
-use crate::{catalog::Catalog, net::plan::Plan, rootfs};
+use crate::{
+    catalog::Catalog,
+    deployment,
+    net::plan::{Peers, Plan, PortShared},
+    rootfs,
+};
 
 /// Longest instance id, in bytes: a label's value.
 const INSTANCE_ID_MAX: usize = 253;
@@ -87,28 +92,28 @@ impl Judge {
     }
 }
 
-/// Ports that stand in each other's way while all plugins share one network namespace.
+/// Ports that stand in each other's way. Without root's rights all plugins share one network.
 fn conflicts(manifest: &Manifest) -> Vec<Condition> {
-    let ports: Vec<(&str, u16)> = manifest
-        .plugins
-        .iter()
-        .flat_map(|plugin| plugin.ports.iter().map(|port| (plugin.name.as_str(), port.container_port)))
-        .collect();
-    let mut owners: BTreeMap<u16, Vec<&str>> = BTreeMap::new();
-    for (plugin, port) in &ports {
-        owners.entry(*port).or_default().push(plugin);
-    }
-    let shared = owners.iter().filter(|(_, plugins)| plugins.len() > 1).map(|(port, plugins)| Condition {
-        kind: "ContainerPortConflict".to_owned(),
-        message: format!("{} all serve port {port} in one network: one of them gets it", plugins.join(", ")),
+    let own_networks = nix::unistd::Uid::effective().is_root();
+    let served: Vec<_> = manifest.plugins.iter().map(|p| (p.name.as_str(), deployment::served(p))).collect();
+    let ports: Vec<(&str, &[u16])> = served.iter().map(|(name, ports)| (*name, ports.as_slice())).collect();
+    let condition = |kind: &str, message: String| Condition { kind: kind.to_owned(), message };
+    // Plans that cannot be made are errors where they are used.
+    let shared = Peers::new(&ports).map(|peers| peers.shared).unwrap_or_default();
+    let shared = shared.into_iter().map(|shared| {
+        let message = if own_networks {
+            shared.to_string()
+        } else {
+            let PortShared { port, first, second } = shared;
+            format!("{first} and {second} both serve port {port} in one network: one of them gets it")
+        };
+        condition("ContainerPortConflict", message)
     });
-    // A plan that cannot be made is an error where it is used.
-    let taken = Plan::new(&manifest.plan().egress).map(|plan| plan.conflicts(ports.iter().copied()));
-    let taken = taken
-        .unwrap_or_default()
-        .into_iter()
-        .map(|conflict| Condition { kind: "EgressPortConflict".to_owned(), message: conflict.to_string() });
-    shared.chain(taken).collect()
+    let listening = || ports.iter().flat_map(|(name, ports)| ports.iter().map(|port| (*name, *port)));
+    let taken = Plan::new(&manifest.plan().egress)
+        .map(|plan| if own_networks { plan.own_conflicts(listening()) } else { plan.conflicts(listening()) });
+    let taken = taken.unwrap_or_default().into_iter();
+    shared.chain(taken.map(|conflict| condition("EgressPortConflict", conflict.to_string()))).collect()
 }
 
 fn bounded(files: &Files) -> Result<(), Box<Problem>> {

@@ -1,32 +1,54 @@
-//! The plugins' processes: which run is which pid, what its shim said, how it ended.
+//! The plugins' processes: which run is which pid, what its init says, how it ended.
 //!
-//! A shim's answer and its death reach us by different ways and in any order; the engine hears of them in the
-//! order in which they make sense: the answer first.
+//! A start's answer and the end of its process reach us by different ways and in any order; the engine hears
+//! of them in the order in which they make sense: the answer first.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    io,
+    os::fd::{AsFd, OwnedFd},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicI32, Ordering},
+    },
+    time::Duration,
+};
 
 use enclave_protocol::control::{LogStream, PluginStatus};
 use nix::sys::signal::Signal;
-use tokio::task::JoinSet;
+use tokio::{sync::mpsc, task::JoinSet, time::timeout};
 
 use crate::{
     engine::{Event, ExitReason, PluginId, RunId, SpawnError, Stop},
     logs::{capture::Capture, ring::Rings},
     sample::{families, process, system::oom_kills},
     sys::{
+        cgroup::Cgroup,
+        init::{
+            control::Control,
+            wire::{self, Report},
+        },
         reaper::{self, Ending, Reaped},
-        shim::{Failure, Launch},
-        spawn,
+        spawn::{Birth, Ends, Failure, Recipe, Spawner, command_of},
     },
 };
+
+/// How long a start may take: mounts on a loaded machine, but not for ever.
+const START_MAX: Duration = Duration::from_secs(10);
+/// Words of all inits that may wait for the driver. One that finds no room waits, and its init with it.
+const WORDS_MAX: usize = 64;
+/// Spawners that may hang at once before no other is started.
+const HANGING_MAX: usize = 16;
 
 /// All plugins, by [`PluginId`].
 #[derive(Debug)]
 pub(super) struct Children {
     names: Vec<String>,
     plugins: Vec<Plugin>,
-    pids: BTreeMap<i32, (PluginId, RunId)>,
-    answers: JoinSet<SpawnAnswer>,
+    spawner: Spawner,
+    /// Those that hang. They are kept: a spawner's children die with its thread.
+    hanging: Vec<Spawner>,
+    words: mpsc::Receiver<Word>,
+    speak: mpsc::Sender<Word>,
     rings: Arc<Rings>,
     keep_output: bool,
     oom_kills_seen: Option<u64>,
@@ -34,7 +56,8 @@ pub(super) struct Children {
 
 #[derive(Debug)]
 struct Plugin {
-    launch: Launch,
+    recipe: Arc<Recipe>,
+    cgroup: Option<Arc<Cgroup>>,
     capture: Capture,
     live: Option<Live>,
     /// Why the last run without a process had none. It stays while further runs are made: until one ends, the
@@ -42,27 +65,62 @@ struct Plugin {
     failure: Option<Failure>,
     cpu_gone: Duration,
     oom_kills: u64,
+    /// Listens to the present run's init.
+    listener: JoinSet<()>,
 }
 
 /// The present run.
 #[derive(Debug)]
 struct Live {
     run: RunId,
-    pid: i32,
-    /// The shim has answered.
+    pid: Arc<AtomicI32>,
+    control: Arc<Control>,
+    /// How the command ended, in its init's words.
+    told: Arc<Mutex<Option<Report>>>,
+    /// The start has been answered.
     answered: bool,
-    /// It has ended before the shim's answer was read.
-    ended: Option<ExitReason>,
+    /// Its init has ended before that.
+    ended: Option<Ending>,
     /// We sent KILL: its end is no out-of-memory kill.
     killed: bool,
+    /// The group's count as the run began.
+    oom_kills_before: u64,
 }
 
-/// What became of a shim.
+impl Live {
+    fn pid(&self) -> Option<i32> {
+        Some(self.pid.load(Ordering::Acquire)).filter(|pid| *pid > 0)
+    }
+}
+
+/// What was heard of a run.
 #[derive(Debug)]
-pub(super) struct SpawnAnswer {
+pub(super) struct Word {
     plugin: PluginId,
     run: RunId,
-    result: Result<(), Failure>,
+    said: Said,
+}
+
+#[derive(Debug)]
+enum Said {
+    /// Its command runs, or does not.
+    Answer(Result<(), Failure>),
+    /// A command beside it has ended.
+    Ran { number: u32, success: bool },
+}
+
+/// What is to be made of a word.
+#[derive(Debug)]
+pub(super) enum Heard {
+    /// For the engine.
+    Events(Vec<Event>),
+    /// A command beside a plugin's own has ended.
+    Ran {
+        /// The number it was asked for with.
+        number: u32,
+        /// Whether it exited with code 0.
+        success: bool,
+    },
 }
 
 /// What a reaped process was.
@@ -76,23 +134,33 @@ pub(super) enum Ended {
 
 impl Children {
     /// No plugins yet. Without `keep_output` their lines are read and forgotten.
-    pub(super) fn new(keep_output: bool, rings: &Arc<Rings>) -> Self {
-        Self {
+    pub(super) fn new(keep_output: bool, rings: &Arc<Rings>) -> io::Result<Self> {
+        let (speak, words) = mpsc::channel(WORDS_MAX);
+        Ok(Self {
             names: Vec::new(),
             plugins: Vec::new(),
-            pids: BTreeMap::new(),
-            answers: JoinSet::new(),
+            spawner: Spawner::start()?,
+            hanging: Vec::new(),
+            words,
+            speak,
             rings: Arc::clone(rings),
             keep_output,
             oom_kills_seen: oom_kills(),
-        }
+        })
     }
 
     /// Adds the next plugin in [`PluginId`] order.
-    pub(super) fn add(&mut self, name: String, launch: Launch) {
-        let capture = Capture::new(Arc::clone(&self.rings), &name, self.keep_output);
-        let (live, failure) = (None, None);
-        self.plugins.push(Plugin { launch, capture, live, failure, cpu_gone: Duration::ZERO, oom_kills: 0 });
+    pub(super) fn add(&mut self, name: String, recipe: Arc<Recipe>, cgroup: Option<Arc<Cgroup>>) {
+        self.plugins.push(Plugin {
+            recipe,
+            cgroup,
+            capture: Capture::new(Arc::clone(&self.rings), &name, self.keep_output),
+            live: None,
+            failure: None,
+            cpu_gone: Duration::ZERO,
+            oom_kills: 0,
+            listener: JoinSet::new(),
+        });
         self.names.push(name);
     }
 
@@ -106,67 +174,106 @@ impl Children {
         self.plugins.get(plugin.0)?.failure.as_ref()
     }
 
-    /// The same for every plugin, in words.
-    pub(super) fn failures(&self) -> Vec<Option<String>> {
-        self.plugins.iter().map(|slot| slot.failure.as_ref().map(Failure::to_string)).collect()
+    /// Whose init `pid` is.
+    pub(super) fn owner(&self, pid: i32) -> Option<(PluginId, RunId)> {
+        let lives = self.plugins.iter().enumerate();
+        let mut lives = lives.filter_map(|(index, slot)| Some((PluginId(index), slot.live.as_ref()?)));
+        lives.find(|(_, live)| live.pid() == Some(pid)).map(|(plugin, live)| (plugin, live.run))
     }
 
-    /// Whether `pid` leads a plugin's process group.
-    pub(super) fn leads(&self, pid: i32) -> bool {
-        self.pids.contains_key(&pid)
-    }
-
-    /// Starts a run. An event means that it failed at once; else the shim's answer will come.
+    /// Starts a run. An event means that it failed at once; else its answer will come.
     pub(super) fn spawn(&mut self, plugin: PluginId, run: RunId) -> Option<Event> {
-        let slot = self.plugins.get_mut(plugin.0)?;
-        let started = spawn::plugin(&slot.launch).and_then(|child| {
-            slot.live = Some(Live { run, pid: child.pid, answered: false, ended: None, killed: false });
-            self.pids.insert(child.pid, (plugin, run));
-            let captured = slot.capture.add(child.stdout, LogStream::Stdout);
-            let captured = captured.and_then(|()| slot.capture.add(child.stderr, LogStream::Stderr));
-            // Without its launch the shim just ends; the reaper finds it.
-            captured.map_err(|error| Failure::of("capture the output", &error))?;
-            Ok(child.execution)
-        });
-        match started {
-            Ok(execution) => {
-                self.answers.spawn(async move { SpawnAnswer { plugin, run, result: execution.run().await } });
-                None
-            }
+        match self.try_spawn(plugin, run) {
+            Ok(()) => None,
             Err(failure) => Some(self.failed(plugin, run, failure)),
         }
     }
 
-    /// The next shim's answer; never, while none is awaited.
-    pub(super) async fn answered(&mut self) -> SpawnAnswer {
-        loop {
-            match self.answers.join_next().await {
-                Some(Ok(answer)) => return answer,
-                // A panic in that task: the engine's own patience with the run ends it.
-                Some(Err(error)) => tracing::error!(%error, "a spawn's task ended"),
-                None => return std::future::pending().await,
-            }
+    fn try_spawn(&mut self, plugin: PluginId, run: RunId) -> Result<(), Failure> {
+        let Some(slot) = self.plugins.get_mut(plugin.0) else { return Ok(()) };
+        let made = || -> io::Result<_> { Ok((io::pipe()?, io::pipe()?, Control::pair()?)) };
+        let ((stdout, stdout_end), (stderr, stderr_end), (control, socket)) =
+            made().map_err(|error| Failure::of("make the pipes", &error))?;
+        let captured = slot.capture.add(stdout.into(), LogStream::Stdout);
+        let captured = captured.and_then(|()| slot.capture.add(stderr.into(), LogStream::Stderr));
+        captured.map_err(|error| Failure::of("capture the output", &error))?;
+        let ends = Ends { stdout: stdout_end.into(), stderr: stderr_end.into(), socket };
+        let birth = self.spawner.spawn(&slot.recipe, ends)?;
+        let live = Live {
+            run,
+            pid: birth.place(),
+            control: Arc::new(control),
+            told: Arc::default(),
+            answered: false,
+            ended: None,
+            killed: false,
+            oom_kills_before: slot.cgroup.as_ref().and_then(|cgroup| cgroup.oom_kills()).unwrap_or(0),
+        };
+        let (control, told) = (Arc::clone(&live.control), Arc::clone(&live.told));
+        slot.live = Some(live);
+        // The last run's listener has nothing more to hear.
+        slot.listener.abort_all();
+        let program = slot.recipe.program().to_owned();
+        slot.listener.spawn(listen((plugin, run), program, birth, control, told, self.speak.clone()));
+        Ok(())
+    }
+
+    /// The next that is heard of any run.
+    pub(super) async fn heard(&mut self) -> Word {
+        match self.words.recv().await {
+            Some(word) => word,
+            // Not while `speak` is here.
+            None => std::future::pending().await,
         }
     }
 
-    /// What the engine is to hear of a shim's answer.
-    pub(super) fn settle(&mut self, answer: SpawnAnswer) -> Vec<Event> {
-        let SpawnAnswer { plugin, run, result } = answer;
-        if let Err(failure) = result {
+    /// What is to be made of it.
+    pub(super) fn settle(&mut self, word: Word) -> Heard {
+        let Word { plugin, run, said } = word;
+        match said {
+            Said::Answer(answer) => Heard::Events(self.settle_start(plugin, run, answer)),
+            Said::Ran { number, success } => Heard::Ran { number, success },
+        }
+    }
+
+    fn settle_start(&mut self, plugin: PluginId, run: RunId, answer: Result<(), Failure>) -> Vec<Event> {
+        if self.live(plugin, run).is_none() {
+            return Vec::new();
+        }
+        if let Err(failure) = answer {
+            if failure.errno == libc::ETIMEDOUT {
+                self.replace_spawner();
+            }
             return vec![self.failed(plugin, run, failure)];
         }
         let Some(live) = self.live(plugin, run) else { return Vec::new() };
         live.answered = true;
-        let (pid, ended) = (live.pid.unsigned_abs(), live.ended);
+        let (init, ended) = (live.pid().unwrap_or(0), live.ended);
+        let pid = command_of(init).unwrap_or(init).unsigned_abs();
         let mut events = vec![Event::Spawned { plugin, run, pid }];
-        events.extend(ended.map(|exit| Event::Exited { plugin, run, exit }));
+        if let Some(ending) = ended {
+            let exit = self.exit_reason(plugin, ending);
+            events.push(Event::Exited { plugin, run, exit });
+            self.forget(plugin);
+        }
         events
     }
 
+    /// A spawner that hangs is left to it.
+    fn replace_spawner(&mut self) {
+        if self.hanging.len() >= HANGING_MAX {
+            return;
+        }
+        match Spawner::start() {
+            Ok(fresh) => self.hanging.push(std::mem::replace(&mut self.spawner, fresh)),
+            Err(error) => tracing::error!(%error, "cannot start another spawner"),
+        }
+    }
+
     fn failed(&mut self, plugin: PluginId, run: RunId, failure: Failure) -> Event {
-        if let Some(live) = self.live(plugin, run) {
-            // Most shims have ended by themselves; one that hangs must not go on.
-            send(live.pid, Signal::SIGKILL, true);
+        if let Some(pid) = self.live(plugin, run).and_then(|live| live.pid()) {
+            // Most have ended by themselves; one that hangs must not go on.
+            send(pid, Signal::SIGKILL, true);
         }
         let error = SpawnError { stage: "start", errno: failure.errno };
         if let Some(slot) = self.plugins.get_mut(plugin.0) {
@@ -176,63 +283,155 @@ impl Children {
         Event::SpawnFailed { plugin, run, error }
     }
 
-    /// What a reaped process was, and what the engine is to hear of it.
-    pub(super) fn ended(&mut self, reaped: &Reaped) -> Ended {
-        let Some((plugin, run)) = self.pids.remove(&reaped.pid) else { return Ended::Orphan };
-        let killed = self.live(plugin, run).is_some_and(|live| live.killed);
-        let exit = self.exit_reason(reaped.ending, killed);
-        if let Some(slot) = self.plugins.get_mut(plugin.0) {
-            slot.cpu_gone += reaped.cpu;
-            slot.oom_kills += u64::from(exit == ExitReason::OutOfMemory);
-        }
-        let Some(live) = self.live(plugin, run) else { return Ended::Plugin(None) };
+    /// What a reaped process was, and what the engine is to hear of it. `owner` is whose it was while it
+    /// still had its pid.
+    pub(super) fn ended(&mut self, owner: Option<(PluginId, RunId)>, reaped: &Reaped) -> Ended {
+        let Some((plugin, run)) = owner else { return Ended::Orphan };
+        let Some(slot) = self.plugins.get_mut(plugin.0) else { return Ended::Orphan };
+        slot.cpu_gone += reaped.cpu;
+        let Some(live) = slot.live.as_mut().filter(|live| live.run == run) else {
+            return Ended::Plugin(None);
+        };
+        // Free to be somebody else's from now on.
+        live.pid.store(0, Ordering::Release);
         if !live.answered {
-            live.ended = Some(exit);
+            live.ended = Some(reaped.ending);
             return Ended::Plugin(None);
         }
-        if let Some(slot) = self.plugins.get_mut(plugin.0) {
-            slot.live = None;
-        }
+        let exit = self.exit_reason(plugin, reaped.ending);
+        self.forget(plugin);
         Ended::Plugin(Some(Event::Exited { plugin, run, exit }))
     }
 
-    /// Tells the out-of-memory killer's KILL from anybody else's by the kernel's own count of its strikes.
-    fn exit_reason(&mut self, ending: Ending, killed_by_us: bool) -> ExitReason {
-        match ending {
-            Ending::Code(code) => ExitReason::Code(code),
-            Ending::Signal(libc::SIGKILL) if !killed_by_us => {
-                let now = oom_kills();
-                let before = std::mem::replace(&mut self.oom_kills_seen, now);
-                if now > before { ExitReason::OutOfMemory } else { ExitReason::Signal(libc::SIGKILL) }
-            }
-            Ending::Signal(signal) => ExitReason::Signal(signal),
+    fn forget(&mut self, plugin: PluginId) {
+        if let Some(slot) = self.plugins.get_mut(plugin.0) {
+            slot.live = None;
+            slot.listener.abort_all();
         }
     }
 
-    /// Sends a run its signal: TERM to the leader, which may have its own idea of stopping its children, KILL
-    /// to the whole group.
+    /// How the present run ended: what its init said of the command, else how the init itself ended. A
+    /// failure during which the out-of-memory killer struck in the group is its doing.
+    fn exit_reason(&mut self, plugin: PluginId, ending: Ending) -> ExitReason {
+        let by_itself = match ending {
+            Ending::Code(code) => ExitReason::Code(code),
+            Ending::Signal(signal) => ExitReason::Signal(signal),
+        };
+        let global_before = self.oom_kills_seen;
+        let Some(slot) = self.plugins.get_mut(plugin.0) else { return by_itself };
+        let Some(live) = slot.live.as_ref() else { return by_itself };
+        let last_word = || std::iter::from_fn(|| live.control.try_recv()).find(|report| is_end(*report));
+        let told = live.told.lock().unwrap_or_else(PoisonError::into_inner).take().or_else(last_word);
+        let exit = match told {
+            Some(Report::Exited { code }) => ExitReason::Code(code),
+            Some(Report::Killed { signal }) => ExitReason::Signal(signal),
+            Some(Report::Started | Report::NotStarted { .. } | Report::Ran { .. }) | None => by_itself,
+        };
+        if live.killed || exit.is_success() {
+            return exit;
+        }
+        let struck = match slot.cgroup.as_ref().and_then(|cgroup| cgroup.oom_kills()) {
+            Some(kills) => kills > live.oom_kills_before,
+            None if exit == ExitReason::Signal(libc::SIGKILL) => {
+                let now = oom_kills();
+                self.oom_kills_seen = now;
+                now > global_before
+            }
+            None => false,
+        };
+        if !struck {
+            return exit;
+        }
+        slot.oom_kills += 1;
+        ExitReason::OutOfMemory
+    }
+
+    /// Sends a run its signal: TERM to its command, by way of the init; KILL to everything of it.
     pub(super) fn signal(&mut self, plugin: PluginId, run: RunId, stop: Stop) {
         let Some(live) = self.live(plugin, run) else { return };
+        let Some(pid) = live.pid() else { return };
         match stop {
-            Stop::Term => send(live.pid, Signal::SIGTERM, false),
+            Stop::Term => send(pid, Signal::SIGTERM, false),
             Stop::Kill => {
                 live.killed = true;
-                send(live.pid, Signal::SIGKILL, true);
+                self.kill_group(plugin, pid);
+                send(pid, Signal::SIGKILL, true);
             }
+        }
+    }
+
+    /// Runs a command beside a run's own, in the plugin's surroundings; what it writes can be read from the
+    /// answer. Its end is told under `number`.
+    pub(super) fn execute(
+        &self,
+        plugin: PluginId,
+        run: RunId,
+        number: u32,
+        words: &[String],
+    ) -> io::Result<OwnedFd> {
+        let gone = || io::Error::new(io::ErrorKind::NotFound, "the plugin has ended");
+        let slot = self.plugins.get(plugin.0).and_then(|slot| slot.live.as_ref());
+        let live = slot.filter(|live| live.run == run && live.answered).ok_or_else(gone)?;
+        let too_long = || io::Error::new(io::ErrorKind::InvalidInput, "the command is too long");
+        let packet = wire::run(number, words.iter().map(String::as_str)).ok_or_else(too_long)?;
+        let (reader, writer) = io::pipe()?;
+        live.control.send(&packet, Some(writer.as_fd()))?;
+        Ok(reader.into())
+    }
+
+    /// Kills such a command.
+    pub(super) fn cancel(&self, plugin: PluginId, run: RunId, number: u32) {
+        let live = self.plugins.get(plugin.0).and_then(|slot| slot.live.as_ref());
+        if let Some(live) = live.filter(|live| live.run == run) {
+            // An init that reads nothing will be killed with its plugin.
+            live.control.send(&wire::cancel(number), None).ok();
+        }
+    }
+
+    /// Which run of a plugin there is.
+    pub(super) fn current(&self, plugin: PluginId) -> Option<RunId> {
+        Some(self.plugins.get(plugin.0)?.live.as_ref()?.run)
+    }
+
+    /// Runs of a plugin in which the out-of-memory killer struck.
+    pub(super) fn oom_kills(&self, plugin: usize) -> u64 {
+        self.plugins.get(plugin).map_or(0, |slot| slot.oom_kills)
+    }
+
+    /// Kills whatever is in the plugin's group, whoever its parent is by now; without groups, all that its
+    /// init's session and descendants are.
+    fn kill_group(&self, plugin: PluginId, init: i32) {
+        match self.plugins.get(plugin.0).and_then(|slot| slot.cgroup.as_ref()) {
+            Some(cgroup) => {
+                if let Err(error) = cgroup.kill() {
+                    let name = self.names.get(plugin.0);
+                    tracing::error!(plugin = name, %error, "cannot kill the control group");
+                }
+            }
+            None => process::members_of(init).into_iter().for_each(|pid| send(pid, Signal::SIGKILL, false)),
         }
     }
 
     /// What a sample says about every plugin.
     pub(super) fn readings(&mut self, statuses: &[PluginStatus]) -> Vec<families::Plugin> {
-        let leaders: Vec<i32> =
-            self.plugins.iter().filter_map(|slot| slot.live.as_ref()).map(|l| l.pid).collect();
+        let without_group = self.plugins.iter().filter(|slot| slot.cgroup.is_none());
+        let leaders: Vec<i32> = without_group.filter_map(|slot| slot.live.as_ref()?.pid()).collect();
         let usage = process::usage_of(&leaders);
         self.oom_kills_seen = oom_kills();
-        let reading = |(slot, status): (&Plugin, &PluginStatus)| families::Plugin {
-            status: status.clone(),
-            usage: slot.live.as_ref().and_then(|live| usage.get(&live.pid).copied()),
-            cpu_gone: slot.cpu_gone,
-            oom_kills: slot.oom_kills,
+        let reading = |(slot, status): (&Plugin, &PluginStatus)| {
+            let group = slot.cgroup.as_ref().map(|cgroup| cgroup.usage());
+            let pid = slot.live.as_ref().and_then(Live::pid);
+            let usage = match group {
+                Some(usage) => Some(process::Usage {
+                    cpu: usage.cpu.unwrap_or_default(),
+                    memory: usage.memory.unwrap_or_default(),
+                    processes: usage.pids.unwrap_or_default(),
+                }),
+                None => pid.and_then(|pid| usage.get(&pid).copied()),
+            };
+            // A group's own count has those that are gone in it.
+            let cpu_gone = if group.is_some() { Duration::ZERO } else { slot.cpu_gone };
+            families::Plugin { status: status.clone(), usage, cpu_gone, oom_kills: slot.oom_kills }
         };
         self.plugins.iter().zip(statuses).map(reading).collect()
     }
@@ -246,6 +445,55 @@ impl Children {
 
     fn live(&mut self, plugin: PluginId, run: RunId) -> Option<&mut Live> {
         self.plugins.get_mut(plugin.0)?.live.as_mut().filter(|live| live.run == run)
+    }
+}
+
+/// Hears of one run: its start, and what its init says until its end.
+async fn listen(
+    (plugin, run): (PluginId, RunId),
+    program: String,
+    birth: Birth,
+    control: Arc<Control>,
+    told: Arc<Mutex<Option<Report>>>,
+    speak: mpsc::Sender<Word>,
+) {
+    let late = || Failure { stage: "wait for the start".to_owned(), errno: libc::ETIMEDOUT };
+    let answer = timeout(START_MAX, start(birth, &control, &program)).await.unwrap_or_else(|_| Err(late()));
+    // The driver is gone: nobody listens any more.
+    if speak.send(Word { plugin, run, said: Said::Answer(answer) }).await.is_err() {
+        return;
+    }
+    while let Some(report) = control.recv().await {
+        match report {
+            Report::Exited { .. } | Report::Killed { .. } => {
+                told.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(report);
+            }
+            Report::Ran { id: number, success } => {
+                if speak.send(Word { plugin, run, said: Said::Ran { number, success } }).await.is_err() {
+                    return;
+                }
+            }
+            // Said once, and heard.
+            Report::Started | Report::NotStarted { .. } => {}
+        }
+    }
+}
+
+async fn start(birth: Birth, control: &Control, program: &str) -> Result<(), Failure> {
+    let ended = |stage: &str| Failure { stage: stage.to_owned(), errno: libc::ESRCH };
+    birth.born.await.unwrap_or_else(|_| Err(ended("start the init")))?;
+    match control.recv().await {
+        Some(Report::NotStarted { errno }) => Err(Failure { stage: format!("execute {program:?}"), errno }),
+        // It overtook `Started` only if a plugin forges it; its end is still its own init's.
+        Some(Report::Started | Report::Exited { .. } | Report::Killed { .. } | Report::Ran { .. }) => Ok(()),
+        None => Err(ended("hear of the init")),
+    }
+}
+
+fn is_end(report: Report) -> bool {
+    match report {
+        Report::Exited { .. } | Report::Killed { .. } => true,
+        Report::Started | Report::NotStarted { .. } | Report::Ran { .. } => false,
     }
 }
 

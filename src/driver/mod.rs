@@ -14,11 +14,13 @@
 
 mod children;
 mod network;
+mod notify;
+mod probes;
 mod report;
+mod running;
 
 use std::{
     collections::{BTreeMap, VecDeque},
-    path::PathBuf,
     sync::Arc,
     time::Duration,
 };
@@ -40,6 +42,9 @@ use tokio::{
 use self::{
     children::{Children, Ended},
     network::{Network, Setup, SocketSource},
+    notify::Notices,
+    probes::Probes,
+    running::{Running, Told},
 };
 use crate::{
     clock::Clock,
@@ -49,8 +54,8 @@ use crate::{
         routes::Caller,
         server::{Shared, serve_inside},
     },
-    deployment::{self, Deployment, PrepareError, StateDir},
-    engine::{Effect, Engine, Event, Outcome, ProbeResult},
+    deployment::{self, Deployment, Ground, PrepareError},
+    engine::{Engine, Event, Outcome, PluginId},
     options::Exit,
     sample::{
         families,
@@ -80,8 +85,8 @@ pub struct Parts {
     pub ingress_listener: Option<std::os::fd::OwnedFd>,
     /// The host, for egress.
     pub host: Host,
-    /// Where plugins' files and sockets are laid out.
-    pub run_dir: PathBuf,
+    /// What the machine offers to plugins.
+    pub ground: Ground,
     /// Time between samples.
     pub sample_interval: Duration,
     /// What SIGTERM gives.
@@ -100,24 +105,15 @@ enum BeginError {
     /// It cannot be laid out. Nothing has happened, and another may be tried.
     #[error(transparent)]
     Prepare(#[from] PrepareError),
+    /// No spawner.
+    #[error("cannot start the spawner: {0}")]
+    Spawner(#[from] std::io::Error),
     /// No token.
     #[error("no random bytes: {0}")]
     Random(#[from] getrandom::Error),
     /// The register may have been extended and cannot be extended again: this machine is of no use any more.
     #[error("the manifest cannot be measured: {0}")]
     Measure(#[from] NsmError),
-}
-
-/// The deployment that runs.
-struct Running {
-    engine: Engine,
-    children: Children,
-    network: Network,
-    accepted: ManifestAccepted,
-    name: String,
-    labels: [(&'static str, String); 4],
-    /// Removed when the deployment is dropped.
-    _state: StateDir,
 }
 
 /// See the module.
@@ -140,7 +136,7 @@ enum Wake {
     Command(Command),
     Ingress(Stream),
     ChildEnded,
-    Spawned(children::SpawnAnswer),
+    Told(Told),
     Deadline,
     SampleDue,
     Terminate,
@@ -189,16 +185,16 @@ impl Driver {
     ) -> Wake {
         let deadline = self.deadline();
         let Self { parts, running, more_to_reap, .. } = self;
-        let spawning = async {
+        let hearing = async {
             match running.as_mut() {
-                Some(running) => running.children.answered().await,
+                Some(running) => running.hear().await,
                 None => std::future::pending().await,
             }
         };
         tokio::select! {
             Some(()) = child_ended.recv() => Wake::ChildEnded,
             () = std::future::ready(()), if *more_to_reap => Wake::ChildEnded,
-            answer = spawning => Wake::Spawned(answer),
+            told = hearing => Wake::Told(told),
             () = sleep_until(deadline.unwrap_or_else(Instant::now)), if deadline.is_some() => Wake::Deadline,
             Some(()) = terminate.recv() => Wake::Terminate,
             Some(()) = interrupt.recv() => Wake::Terminate,
@@ -226,8 +222,8 @@ impl Driver {
                 }
             }
             Wake::ChildEnded => self.reap(),
-            Wake::Spawned(answer) => {
-                let events = self.running.as_mut().map(|running| running.children.settle(answer));
+            Wake::Told(told) => {
+                let events = self.running.as_mut().map(|running| running.settle(told));
                 for event in events.into_iter().flatten() {
                     self.step(event);
                 }
@@ -261,7 +257,7 @@ impl Driver {
                     });
                     Acceptance::NotMeasured(error.to_string())
                 }
-                Err(error @ (BeginError::Prepare(_) | BeginError::Random(_))) => {
+                Err(error @ (BeginError::Prepare(_) | BeginError::Spawner(_) | BeginError::Random(_))) => {
                     tracing::error!(%error, "the accepted manifest cannot be run; waiting for another");
                     Acceptance::Failed(error.to_string())
                 }
@@ -281,7 +277,7 @@ impl Driver {
         let board = Arc::clone(self.board());
         let boot_id = board.status.borrow().boot_id.clone();
         let catalog = &self.parts.judge.catalog;
-        let prepared = deployment::prepare(candidate, catalog, &self.parts.run_dir, &boot_id)?;
+        let prepared = deployment::prepare(candidate, catalog, &self.parts.ground, &boot_id)?;
         let manifest = &candidate.manifest;
         let accepted = ManifestAccepted {
             digest: candidate.digest.to_string(),
@@ -290,25 +286,30 @@ impl Driver {
             plan: manifest.plan(),
             conditions: candidate.conditions.clone(),
         };
+        let mut children = Children::new(manifest.host_logs == HostLogs::All, &board.rings)?;
         self.measure(candidate)?;
-        let Deployment { plugins, egress, ingress, state } = prepared;
+        let Deployment { plugins, egress, peers, ingress, networks, state } = prepared;
         board.rings.limit_to_host(manifest.host_logs);
-        let mut children = Children::new(manifest.host_logs == HostLogs::All, &board.rings);
-        for plugin in plugins {
+        let (mut probes, mut notices) = (Probes::default(), Notices::new());
+        for (id, (plugin, manifest)) in plugins.into_iter().zip(&manifest.plugins).enumerate() {
             if let Some((listener, grants)) = plugin.socket {
                 let shared = Arc::clone(&self.parts.shared);
                 self.sockets.spawn(serve_inside(listener, shared, Caller::Inside(grants)));
             }
-            children.add(plugin.name, plugin.launch);
+            if let Some(socket) = plugin.notify {
+                notices.add(PluginId(id), socket);
+            }
+            probes.add(manifest);
+            children.add(plugin.name, plugin.recipe, plugin.cgroup);
         }
         let setup = Setup {
             host: self.parts.host.clone(),
             egress_port: candidate.egress_port,
             egress,
-            peers: Vec::new(),
+            peers,
             ingress,
             ingress_listener: self.parts.ingress_listener.take(),
-            sockets: SocketSource::shared_namespace(),
+            sockets: SocketSource::new(move |plugin, count| networks.sockets(plugin, count)),
         };
         let mut network = Network::new(setup, &board.rings);
         network.start(self.clock.now());
@@ -328,6 +329,8 @@ impl Driver {
         self.running = Some(Running {
             engine: Engine::new(report::specs(manifest), self.parts.seed),
             children,
+            probes,
+            notices,
             network,
             accepted: accepted.clone(),
             name: manifest.name.clone(),
@@ -366,8 +369,12 @@ impl Driver {
     fn reap(&mut self) {
         self.more_to_reap = false;
         for _ in 0..REAPED_AT_ONCE_MAX {
-            let leads = |pid| self.running.as_ref().is_some_and(|running| running.children.leads(pid));
-            let Some(reaped) = crate::sys::reaper::reap_one(leads) else { return };
+            let mut owner = None;
+            let is_ours = |pid| {
+                owner = self.running.as_ref().and_then(|running| running.children.owner(pid));
+                owner.is_some()
+            };
+            let Some(reaped) = crate::sys::reaper::reap_one(is_ours) else { return };
             let now = self.clock.now();
             let Some(running) = &mut self.running else { continue };
             if running.network.ended(reaped.pid, now) {
@@ -377,7 +384,7 @@ impl Driver {
                 continue;
             }
             // An adopted orphan answers to nobody.
-            match running.children.ended(&reaped) {
+            match running.children.ended(owner, &reaped) {
                 Ended::Plugin(Some(event)) => self.step(event),
                 Ended::Plugin(None) | Ended::Orphan => {}
             }
@@ -392,27 +399,9 @@ impl Driver {
         while let Some(event) = events.pop_front() {
             let Some(running) = &mut self.running else { return };
             for effect in running.engine.step(now, event) {
-                match effect {
-                    Effect::Spawn { plugin, run } => events.extend(running.children.spawn(plugin, run)),
-                    Effect::Signal { plugin, run, signal } => running.children.signal(plugin, run, signal),
-                    // The edge follows in the next commit.
-                    Effect::Probe { plugin, run, kind, id } => {
-                        let result = ProbeResult::Unknown;
-                        events.push_back(Event::Probed { plugin, run, kind, id, result });
-                    }
-                    Effect::CancelProbe { .. } => {}
-                    Effect::PreStop { plugin, run } => {
-                        events.push_back(Event::PreStopEnded { plugin, run });
-                    }
-                    Effect::Report(change) => {
-                        let plugin = change.plugin();
-                        let name = plugin.and_then(|plugin| running.children.names().get(plugin.0));
-                        let failure = plugin.and_then(|plugin| running.children.failure(plugin));
-                        let board = &self.parts.shared.board;
-                        report::publish(&change, name.map(String::as_str), failure, board, self.clock);
-                    }
-                    Effect::End(outcome) => self.outcome = Some(outcome),
-                }
+                let board = &self.parts.shared.board;
+                let ended = running.perform(effect, board, self.clock, &mut events);
+                self.outcome = self.outcome.or(ended);
             }
         }
         self.publish_status();
@@ -488,14 +477,6 @@ impl Driver {
             running.network.stop();
         }
         exit
-    }
-}
-
-impl Running {
-    fn status(&self, board: &Board, clock: Clock) -> Status {
-        let snapshot = self.engine.snapshot();
-        let (names, failures) = (self.children.names(), self.children.failures());
-        report::status(&snapshot, names, &failures, &self.accepted, &self.name, board, clock)
     }
 }
 

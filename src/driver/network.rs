@@ -206,10 +206,6 @@ impl Network {
 
     /// Asks a plugin whether it lives. The answer is one of [`Network::probed`]'s, whatever happens, and not
     /// later than a second after `limit`; `id` is the caller's and is not asked twice at the same time.
-    #[cfg_attr(
-        not(test),
-        expect(dead_code, reason = "the driver asks as soon as the engine decides about probes")
-    )]
     pub(crate) fn probe(&self, id: u64, plugin: &str, port: u16, question: Question, limit: Duration) {
         if let Err(why) = self.try_probe(id, plugin, port, question, limit) {
             self.probes.not_asked(id, &why);
@@ -238,10 +234,6 @@ impl Network {
     }
 
     /// The next answer to [`Network::probe`]. Cancelling it loses none.
-    #[cfg_attr(
-        not(test),
-        expect(dead_code, reason = "the driver asks as soon as the engine decides about probes")
-    )]
     pub(crate) async fn probed(&self) -> (u64, Outcome) {
         self.probes.next().await
     }

@@ -14,7 +14,7 @@ use crate::{
         Change, DeploymentPhase, ExitReason, LastExit, Outcome, PluginId, PluginSnapshot, ProbeSnapshot,
         ProbeSpec, Probes, RestartCurve, RestartPolicy, Role, RunEnd, Snapshot, Spec,
     },
-    sys::shim::Failure,
+    sys::spawn::Failure,
 };
 
 /// What the engine must know of the manifest's plugins, in the same order.
@@ -87,29 +87,41 @@ pub(super) fn publish(
     board.events.push(clock.wall(), name, reason, message);
 }
 
+/// What the driver knows of a plugin beyond the engine.
+#[derive(Debug)]
+pub(super) struct Detail {
+    /// Its name.
+    pub(super) name: String,
+    /// Why it could last not be started.
+    pub(super) failure: Option<String>,
+    /// Runs in which the out-of-memory killer struck.
+    pub(super) oom_kills: u64,
+    /// What the last failures of its probes were.
+    pub(super) messages: Vec<(control::ProbeKind, String)>,
+}
+
 /// The contract's status.
 pub(super) fn status(
     snapshot: &Snapshot,
-    names: &[String],
-    failures: &[Option<String>],
+    details: Vec<Detail>,
     accepted: &ManifestAccepted,
     deployment: &str,
     board: &Board,
     clock: Clock,
 ) -> Status {
-    let plugin = |((plugin, name), failure): ((&PluginSnapshot, &String), &Option<String>)| PluginStatus {
-        name: name.clone(),
+    let plugin = |(plugin, detail): (&PluginSnapshot, Detail)| PluginStatus {
+        name: detail.name,
         phase: plugin.phase,
         reason: plugin.reason.map(|reason| reason.as_str().to_owned()),
         ready: plugin.ready,
         restarts: plugin.restarts,
         pid: plugin.pid,
-        last_exit: plugin.last_exit.map(|exit| last_exit(&exit, failure.as_deref(), clock)),
+        last_exit: plugin.last_exit.map(|exit| last_exit(&exit, detail.failure.as_deref(), clock)),
         next_restart: plugin.next_restart.map(|moment| clock.wall_at(moment)),
         since: clock.wall_at(plugin.since),
         message: message(plugin),
-        oom_kills: 0,
-        probes: plugin.probes.iter().copied().map(probe_status).collect(),
+        oom_kills: detail.oom_kills,
+        probes: plugin.probes.iter().map(|probe| probe_status(*probe, &detail.messages)).collect(),
     };
     Status {
         boot_id: accepted.boot_id.clone(),
@@ -126,7 +138,7 @@ pub(super) fn status(
         seq: board.events.last_seq(),
         log_seq: board.rings.last_seq(),
         measurements: board.status.borrow().measurements.clone(),
-        plugins: snapshot.plugins.iter().zip(names).zip(failures).map(plugin).collect(),
+        plugins: snapshot.plugins.iter().zip(details).map(plugin).collect(),
     }
 }
 
@@ -136,9 +148,10 @@ fn message(plugin: &PluginSnapshot) -> Option<String> {
     Some(format!("the last run was ended by its {} probe", control::ProbeKind::from(failed).word()))
 }
 
-fn probe_status(probe: ProbeSnapshot) -> ProbeStatus {
+fn probe_status(probe: ProbeSnapshot, messages: &[(control::ProbeKind, String)]) -> ProbeStatus {
     let ProbeSnapshot { kind, passing, failures } = probe;
-    ProbeStatus { kind, passing, failures, message: None }
+    let message = messages.iter().find(|(known, _)| *known == kind).map(|(_, message)| message.clone());
+    ProbeStatus { kind, passing, failures, message }
 }
 
 fn last_exit(exit: &LastExit, failure: Option<&str>, clock: Clock) -> control::LastExit {

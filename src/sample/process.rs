@@ -39,6 +39,16 @@ pub fn usage_of(leaders: &[i32]) -> BTreeMap<i32, Usage> {
     sum(&table, leaders)
 }
 
+/// The living processes of a leader: of its session, and whoever descends from one that is.
+pub fn members_of(leader: i32) -> Vec<i32> {
+    let Ok(processes) = all_processes() else { return Vec::new() };
+    let table: Vec<Entry> =
+        processes.filter_map(|process| Some(entry(&process.ok()?.stat().ok()?))).collect();
+    let by_pid = by_pid(&table);
+    let members = table.iter().filter(|entry| leader_of(entry, &by_pid, &[leader]).is_some());
+    members.map(|entry| entry.pid).collect()
+}
+
 fn entry(stat: &Stat) -> Entry {
     let ticks = stat.utime + stat.stime + u64::try_from(stat.cutime + stat.cstime).unwrap_or(0);
     let cpu = Duration::from_secs_f64(ticks as f64 / procfs::ticks_per_second() as f64);
@@ -51,24 +61,32 @@ fn entry(stat: &Stat) -> Entry {
     }
 }
 
+fn by_pid(table: &[Entry]) -> BTreeMap<i32, &Entry> {
+    table.iter().map(|entry| (entry.pid, entry)).collect()
+}
+
+/// The leader in whose session a process or one of its ancestors is.
+fn leader_of(entry: &Entry, by_pid: &BTreeMap<i32, &Entry>, leaders: &[i32]) -> Option<i32> {
+    let mut at = entry;
+    // Bounded: a table read while processes change could show a circle of parents.
+    for _ in 0..64 {
+        if leaders.contains(&at.session) {
+            return Some(at.session);
+        }
+        at = by_pid.get(&at.parent)?;
+    }
+    None
+}
+
 fn sum(table: &[Entry], leaders: &[i32]) -> BTreeMap<i32, Usage> {
-    let by_pid: BTreeMap<i32, &Entry> = table.iter().map(|entry| (entry.pid, entry)).collect();
+    let by_pid = by_pid(table);
     let mut usage: BTreeMap<i32, Usage> = BTreeMap::new();
     for entry in table {
-        let mut at = entry;
-        // Bounded: a table read while processes change could show a circle of parents.
-        for _ in 0..64 {
-            if leaders.contains(&at.session) {
-                let total = usage.entry(at.session).or_default();
-                total.cpu += entry.usage.cpu;
-                total.memory += entry.usage.memory;
-                total.processes += 1;
-                break;
-            }
-            match by_pid.get(&at.parent) {
-                Some(parent) => at = parent,
-                None => break,
-            }
+        if let Some(leader) = leader_of(entry, &by_pid, leaders) {
+            let total = usage.entry(leader).or_default();
+            total.cpu += entry.usage.cpu;
+            total.memory += entry.usage.memory;
+            total.processes += 1;
         }
     }
     usage

@@ -2,13 +2,20 @@
 
 #![expect(unsafe_code, reason = "syscalls without a safe wrapper; one block per call")]
 
+pub mod capability;
+pub mod cgroup;
+pub mod confine;
+pub mod descriptors;
 pub mod entropy;
+pub mod init;
 pub mod limits;
 pub mod loopback;
 pub mod machine;
 pub mod mount;
+pub mod netns;
 pub mod nsm;
 pub mod reaper;
-pub mod shim;
+pub mod recipe;
+pub mod seccomp;
 pub mod spawn;
 pub mod time;

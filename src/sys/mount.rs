@@ -66,6 +66,12 @@ pub fn is_in_memory(path: &Path) -> bool {
     statfs(path).is_ok_and(|stat| [TMPFS_MAGIC, RAMFS_MAGIC].contains(&stat.filesystem_type()))
 }
 
+/// Whether the kernel has a kind of file system, loaded.
+pub fn knows(kind: &str) -> bool {
+    let kinds = std::fs::read_to_string("/proc/filesystems").unwrap_or_default();
+    kinds.lines().any(|line| line.split_whitespace().last() == Some(kind))
+}
+
 /// Unmounts what is mounted at `target`, also while it is in use.
 pub fn unmount(target: &str) -> io::Result<()> {
     Ok(umount2(target, MntFlags::MNT_DETACH)?)

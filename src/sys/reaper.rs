@@ -38,9 +38,9 @@ pub fn adopt_orphans() -> io::Result<()> {
 
 /// Reaps one ended child, if there is any. It never blocks.
 ///
-/// Before the child's pid is freed, `leads_group` tells whether what is left of its process group shall be
-/// killed: afterwards the number could already be somebody else's.
-pub fn reap_one(leads_group: impl Fn(i32) -> bool) -> Option<Reaped> {
+/// Before the child's pid is freed, `owned` looks whose it is, and tells whether what is left of its process
+/// group shall be killed: afterwards the number could already be somebody else's.
+pub fn reap_one(mut owned: impl FnMut(i32) -> bool) -> Option<Reaped> {
     let peek = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
     let pid = loop {
         match waitid(Id::All, peek) {
@@ -59,7 +59,7 @@ pub fn reap_one(leads_group: impl Fn(i32) -> bool) -> Option<Reaped> {
             Err(_) => return wait4(-1),
         }
     };
-    if leads_group(pid.as_raw()) {
+    if owned(pid.as_raw()) {
         match killpg(pid, Signal::SIGKILL) {
             // ESRCH: nobody is left. EPERM: the rest runs as somebody else and is not ours to kill.
             Ok(()) | Err(_) => {}

@@ -1,109 +1,337 @@
-//! Starts processes: plugins through the [`shim`], and the `net` process.
+//! Starts processes: the plugins, and the `net` process.
+//!
+//! A plugin's start is three images of one process. A thread of ours, the [`Spawner`], clones a child that
+//! shares our memory as vfork's does (copying a page table would cost more than all the rest), which takes
+//! the plugin's steps (see [`super::confine`]) and executes the plugin's init (see [`super::init`]); that
+//! runs the plugin's command. Only the spawner's thread waits meanwhile. A step that hangs hangs the
+//! thread: the driver gives up on it and starts another.
+//!
+//! The child's pid is stored where the driver finds it before the child can run, so that no end of a child
+//! overtakes the knowledge of whose it is.
 
 #![expect(clippy::disallowed_types, reason = "sys starts the processes")]
 
 use std::{
-    io,
+    ffi::{CStr, CString, c_char, c_int, c_void},
+    io::{self, Read},
     os::{
-        fd::OwnedFd,
-        unix::{net::UnixStream, process::CommandExt},
+        fd::{AsRawFd, OwnedFd, RawFd},
+        unix::process::CommandExt,
     },
+    path::Path,
     process::{Command, Stdio},
-    time::Duration,
+    ptr,
+    sync::{
+        Arc,
+        atomic::AtomicI32,
+        mpsc::{Receiver, SyncSender, sync_channel},
+    },
 };
 
-use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    time::timeout,
+use nix::{
+    errno::Errno,
+    sched::CloneFlags,
+    sys::signal::{SigSet, SigmaskHow, sigprocmask},
 };
+use tokio::sync::oneshot;
 
-use super::shim::{self, Failure, Launch};
+use super::{confine::Step, init};
 
-/// How long a shim may take from its start to execve: mounts on a loaded machine, but not for ever.
-const SHIM_TIMEOUT: Duration = Duration::from_secs(10);
-/// Longest report of a shim, in bytes.
-const REPORT_MAX: u64 = 4096;
+/// Stack of a child before it executes something: the steps use a few hundred bytes.
+const STACK_BYTES: usize = 64 << 10;
+/// This very program.
+const OURSELVES: &str = "/proc/self/exe";
+/// The init's own program, beside this one.
+const NAME: &str = "enclave-init";
+/// What the init is called in the process table.
+const INIT_NAME: &CStr = c"enclave-init";
+/// Starts that may wait for the thread: every plugin has one at most.
+const JOBS_MAX: usize = 512;
 
-/// A child that is on its way to become a plugin.
+/// The step that failed, and why.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Failure {
+    /// What was being done, for people.
+    pub stage: String,
+    /// The errno.
+    pub errno: i32,
+}
+
+impl Failure {
+    /// A failure of a step that was done outside the child, on its behalf.
+    pub fn of(stage: &str, error: &io::Error) -> Self {
+        Self { stage: stage.to_owned(), errno: error.raw_os_error().unwrap_or(libc::EIO) }
+    }
+}
+
+impl std::fmt::Display for Failure {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let errno = Errno::from_raw(self.errno);
+        write!(f, "{}: {errno:?} ({})", self.stage, errno.desc())
+    }
+}
+
+/// Whether a 64-bit little-endian ELF file names an interpreter.
+fn elf_needs_loader(path: &Path) -> io::Result<bool> {
+    const HEADER_BYTES: usize = 64;
+    const SEGMENT_BYTES: usize = 56;
+    const INTERPRETER: u32 = 3;
+    let wrong = || io::Error::new(io::ErrorKind::InvalidData, "not a 64-bit ELF file");
+    let mut bytes = Vec::new();
+    // The table of segments follows the header at once, whoever linked it.
+    std::fs::File::open(path)?.take(4096).read_to_end(&mut bytes)?;
+    let header = bytes.get(..HEADER_BYTES).filter(|header| header.starts_with(b"\x7fELF\x02\x01"));
+    let header = header.ok_or_else(wrong)?;
+    let count = usize::from(u16::from_le_bytes([header[56], header[57]]));
+    let segments = bytes[HEADER_BYTES..].chunks_exact(SEGMENT_BYTES).take(count);
+    Ok(segments.into_iter().any(|segment| segment.starts_with(&INTERPRETER.to_le_bytes())))
+}
+
+/// All that it takes to start a plugin, any number of times.
 #[derive(Debug)]
-pub struct Child {
-    /// Its process id. The reaper reports its end.
-    pub pid: i32,
+pub struct Recipe {
+    pub(super) namespaces: CloneFlags,
+    pub(super) steps: Vec<Step>,
+    /// The init's name and the plugin's words.
+    pub(super) words: Vec<CString>,
+    pub(super) variables: Vec<CString>,
+    pub(super) init: Arc<Program>,
+}
+
+impl Recipe {
+    /// The plugin's program, as it was named.
+    pub fn program(&self) -> &str {
+        self.words.get(self.init.words.len()).and_then(|word| word.to_str().ok()).unwrap_or_default()
+    }
+}
+
+/// The init's program.
+#[derive(Debug)]
+pub struct Program {
+    file: OwnedFd,
+    /// What comes before the plugin's words.
+    words: Vec<CString>,
+}
+
+/// No program can be every plugin's init.
+#[derive(Debug, thiserror::Error)]
+pub enum ProgramError {
+    /// It cannot be opened or read.
+    #[error("the plugins' init {path}: {source}")]
+    Io {
+        /// The file.
+        path: String,
+        /// The system's answer.
+        source: io::Error,
+    },
+    /// It needs a loader, which the plugins' root file systems do not have.
+    #[error(
+        "the plugins' init {path} is not static: build the supervisor for a musl target, or name a static \
+         enclave-init with --plugin-init"
+    )]
+    NotStatic {
+        /// The file.
+        path: String,
+    },
+}
+
+impl Program {
+    /// The program that was asked for; else the one beside this program; else this program itself, of which
+    /// each plugin keeps more memory.
+    pub fn find(wanted: Option<&Path>) -> Result<Self, ProgramError> {
+        let ourselves = std::fs::read_link(OURSELVES).unwrap_or_default();
+        let beside = ourselves.with_file_name(NAME);
+        let small = wanted.or_else(|| Some(beside.as_path()).filter(|path| path.is_file()));
+        let subcommand = CString::new(init::SUBCOMMAND).unwrap_or_default();
+        let (path, words) = match small {
+            Some(path) => (path, vec![INIT_NAME.to_owned()]),
+            None => (Path::new(OURSELVES), vec![INIT_NAME.to_owned(), subcommand]),
+        };
+        let failed = |source| ProgramError::Io { path: path.display().to_string(), source };
+        if elf_needs_loader(path).map_err(failed)? {
+            return Err(ProgramError::NotStatic { path: path.display().to_string() });
+        }
+        let flags = nix::fcntl::OFlag::O_PATH | nix::fcntl::OFlag::O_CLOEXEC;
+        let file = nix::fcntl::open(path, flags, nix::sys::stat::Mode::empty());
+        Ok(Self { file: file.map_err(|errno| failed(errno.into()))?, words })
+    }
+
+    pub(super) fn words(&self) -> &[CString] {
+        &self.words
+    }
+}
+
+/// What a child is given, beside its recipe.
+#[derive(Debug)]
+pub struct Ends {
     /// What it writes to standard output.
     pub stdout: OwnedFd,
     /// What it writes to standard error.
     pub stderr: OwnedFd,
-    /// Its way to execve.
-    pub execution: Execution,
+    /// Its init's end of the socket.
+    pub socket: OwnedFd,
 }
 
-/// A shim that waits for its launch. Nothing happens in it before [`Execution::run`].
+/// A start that has been asked for.
 #[derive(Debug)]
-pub struct Execution {
-    socket: UnixStream,
-    launch: Vec<u8>,
+pub struct Birth {
+    pid: Arc<AtomicI32>,
+    /// Whether there is an init now.
+    pub born: oneshot::Receiver<Result<(), Failure>>,
 }
 
-/// Starts a shim for `launch`. The child does nothing before [`Execution::run`] has sent it the launch.
-pub fn plugin(launch: &Launch) -> Result<Child, Failure> {
-    let make = || {
-        let launch = shim::frame(launch)?;
-        let (ours, theirs) = UnixStream::pair()?;
-        ours.set_nonblocking(true)?;
-        let (stdout, stdout_end) = io::pipe()?;
-        let (stderr, stderr_end) = io::pipe()?;
-        let pid = start(ourselves(shim::SUBCOMMAND, theirs.into(), (stdout_end.into(), stderr_end.into())))?;
-        let execution = Execution { socket: ours, launch };
-        Ok(Child { pid, stdout: stdout.into(), stderr: stderr.into(), execution })
+impl Birth {
+    /// Where the child's pid is, as soon as there is a child; zero before that.
+    pub fn place(&self) -> Arc<AtomicI32> {
+        Arc::clone(&self.pid)
+    }
+}
+
+struct Job {
+    recipe: Arc<Recipe>,
+    ends: Ends,
+    pid: Arc<AtomicI32>,
+    answer: oneshot::Sender<Result<(), Failure>>,
+}
+
+/// The thread that starts plugins, one after the other.
+#[derive(Debug)]
+pub struct Spawner(SyncSender<Job>);
+
+impl Spawner {
+    /// Starts the thread. It ends when this is dropped and nothing hangs; a child of it dies with it, so it
+    /// is kept as long as they shall live.
+    pub fn start() -> io::Result<Self> {
+        let (jobs, queue) = sync_channel(JOBS_MAX);
+        std::thread::Builder::new().name("spawner".to_owned()).spawn(move || serve(&queue))?;
+        Ok(Self(jobs))
+    }
+
+    /// Asks for a start.
+    pub fn spawn(&self, recipe: &Arc<Recipe>, ends: Ends) -> Result<Birth, Failure> {
+        let (answer, born) = oneshot::channel();
+        let pid = Arc::new(AtomicI32::new(0));
+        let job = Job { recipe: Arc::clone(recipe), ends, pid: Arc::clone(&pid), answer };
+        let full = |_| Failure { stage: "wait for the spawner".to_owned(), errno: libc::EAGAIN };
+        self.0.try_send(job).map_err(full)?;
+        Ok(Birth { pid, born })
+    }
+}
+
+fn serve(jobs: &Receiver<Job>) {
+    // Every signal is the other threads'; and none may reach a child that still shares our memory.
+    let blocked = sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::all()), None);
+    let mut stack = vec![0_u128; STACK_BYTES / size_of::<u128>()];
+    while let Ok(Job { recipe, ends, pid, answer }) = jobs.recv() {
+        if answer.is_closed() {
+            continue;
+        }
+        let born = match blocked {
+            Ok(()) => clone(&recipe, &ends, &pid, &mut stack),
+            Err(errno) => Err(Failure { stage: "block signals".to_owned(), errno: errno as i32 }),
+        };
+        // Nobody waits for it any more: the driver has given up, and killed the child.
+        answer.send(born).ok();
+    }
+}
+
+/// What the child needs, and where it leaves its failure.
+struct Child<'a> {
+    recipe: &'a Recipe,
+    descriptors: [RawFd; 4],
+    words: Vec<*const c_char>,
+    variables: Vec<*const c_char>,
+    /// The step that failed; past the last for the execution of the init.
+    failed: Option<(usize, Errno)>,
+}
+
+fn clone(recipe: &Recipe, ends: &Ends, pid: &AtomicI32, stack: &mut [u128]) -> Result<(), Failure> {
+    let null = std::fs::File::open("/dev/null").map_err(|error| Failure::of("open /dev/null", &error))?;
+    let pointers =
+        |texts: &[CString]| texts.iter().map(|text| text.as_ptr()).chain([ptr::null()]).collect::<Vec<_>>();
+    let descriptors =
+        [&null as &dyn AsRawFd, &ends.stdout, &ends.stderr, &ends.socket].map(AsRawFd::as_raw_fd);
+    let mut child = Child {
+        recipe,
+        descriptors,
+        words: pointers(&recipe.words),
+        variables: pointers(&recipe.variables),
+        failed: None,
     };
-    make().map_err(|error: io::Error| Failure::of("start the shim", &error))
+    let flags = libc::CLONE_VM | libc::CLONE_VFORK | libc::CLONE_PARENT_SETTID | libc::SIGCHLD;
+    // SAFETY: the pointer is one past the end of the stack's own allocation.
+    let top = unsafe { stack.as_mut_ptr().add(stack.len()) };
+    let context = ptr::from_mut(&mut child).cast::<c_void>();
+    // SAFETY: the child runs `become_plugin` on a stack of its own, and this thread waits until it has
+    // executed a program or ended (CLONE_VFORK), so that everything behind the pointers outlives it.
+    let cloned = unsafe {
+        libc::clone(become_plugin, top.cast(), flags | recipe.namespaces.bits(), context, pid.as_ptr())
+    };
+    Errno::result(cloned).map_err(|errno| Failure { stage: "clone".to_owned(), errno: errno as i32 })?;
+    match child.failed {
+        None => Ok(()),
+        Some((index, errno)) => {
+            let stage =
+                recipe.steps.get(index).map_or_else(|| "execute the init".to_owned(), Step::to_string);
+            Err(Failure { stage, errno: errno as i32 })
+        }
+    }
+}
+
+/// The child's life up to its init. It must not return from here into anything of the parent's.
+extern "C" fn become_plugin(context: *mut c_void) -> c_int {
+    // SAFETY: clone passes on what it was given, and the parent does not touch it meanwhile.
+    let child = unsafe { &mut *context.cast::<Child<'_>>() };
+    match prepare(child) {
+        Ok(()) => {}
+        Err(failed) => child.failed = Some(failed),
+    }
+    127
+}
+
+fn prepare(child: &Child<'_>) -> Result<(), (usize, Errno)> {
+    let steps = &child.recipe.steps;
+    for (index, step) in steps.iter().enumerate() {
+        step.take().map_err(|errno| (index, errno))?;
+    }
+    let last = |errno| (steps.len(), errno);
+    // Away from where they shall be, lest one overwrites another; the copies go with execve.
+    let mut moved = [0; 4];
+    for (place, descriptor) in moved.iter_mut().zip(child.descriptors) {
+        // SAFETY: it makes a descriptor and touches no memory.
+        *place = unsafe { libc::fcntl(descriptor, libc::F_DUPFD_CLOEXEC, 10) };
+        Errno::result(*place).map_err(last)?;
+    }
+    for (descriptor, wanted) in moved.into_iter().zip(0..) {
+        // SAFETY: this process's descriptors are its own (no CLONE_FILES), and nobody owns these four.
+        Errno::result(unsafe { libc::dup2(descriptor, wanted) }).map_err(last)?;
+    }
+    let (words, variables) = (child.words.as_ptr(), child.variables.as_ptr());
+    let file = child.recipe.init.file.as_raw_fd();
+    // SAFETY: both arrays end with a null pointer and point to NUL-terminated strings that live on.
+    let done = unsafe {
+        libc::syscall(libc::SYS_execveat, file, c"".as_ptr(), words, variables, libc::AT_EMPTY_PATH)
+    };
+    Errno::result(done).map(drop).map_err(last)
+}
+
+/// The plugin's own process: the first child of its init. None where the kernel does not tell
+/// (`CONFIG_PROC_CHILDREN`), or when it has ended.
+pub fn command_of(init: i32) -> Option<i32> {
+    let children = std::fs::read_to_string(format!("/proc/{init}/task/{init}/children")).ok()?;
+    children.split_whitespace().next()?.parse().ok()
 }
 
 /// Starts `enclave-supervisor net` with `stdin` as its link to this process. Its standard error is returned.
 pub fn net(stdin: OwnedFd) -> io::Result<(i32, OwnedFd)> {
     let (stderr, stderr_end) = io::pipe()?;
     let stdout_end = stderr_end.try_clone()?;
-    let mut command = ourselves("net", stdin, (stdout_end.into(), stderr_end.into()));
-    // A terminal's Ctrl-C is for the supervisor: streams go on while it drains. (A shim takes a session
-    // itself.)
-    command.process_group(0);
-    Ok((start(command)?, stderr.into()))
-}
-
-/// This very binary with another subcommand.
-fn ourselves(subcommand: &str, stdin: OwnedFd, (stdout, stderr): (OwnedFd, OwnedFd)) -> Command {
     let mut command = Command::new("/proc/self/exe");
-    command.arg(subcommand).env_clear().stdin(Stdio::from(stdin)).stdout(stdout).stderr(stderr);
-    command
-}
-
-/// Starts it. The pid belongs to the reaper from now on.
-fn start(mut command: Command) -> io::Result<i32> {
+    command.arg("net").env_clear().stdin(Stdio::from(stdin)).stdout(stdout_end).stderr(stderr_end);
+    // A terminal's Ctrl-C is for the supervisor: streams go on while it drains.
+    command.process_group(0);
     // The handle is dropped unwaited: std never waits by itself, the reaper does.
     let child = command.spawn()?;
-    i32::try_from(child.id()).map_err(|_| io::ErrorKind::InvalidData.into())
-}
-
-impl Execution {
-    /// Sends the launch and waits for the execve. `Err` says which step failed; after a time-out the caller
-    /// kills the child.
-    pub async fn run(self) -> Result<(), Failure> {
-        let run = async {
-            let mut socket = tokio::net::UnixStream::from_std(self.socket)?;
-            socket.write_all(&self.launch).await?;
-            let mut report = Vec::new();
-            (&mut socket).take(REPORT_MAX).read_to_end(&mut report).await?;
-            Ok(report)
-        };
-        match timeout(SHIM_TIMEOUT, run).await {
-            Ok(Ok(report)) if report.is_empty() => Ok(()),
-            Ok(Ok(report)) => Err(serde_json::from_slice(&report).unwrap_or_else(|_| Failure {
-                stage: "read the shim's report".to_owned(),
-                errno: libc::EPROTO,
-            })),
-            // The shim died before it had read its launch.
-            Ok(Err(error)) => Err(Failure::of("talk to the shim", &error)),
-            Err(_) => Err(Failure { stage: "wait for the shim".to_owned(), errno: libc::ETIMEDOUT }),
-        }
-    }
+    let pid = i32::try_from(child.id()).map_err(|_| io::ErrorKind::InvalidData)?;
+    Ok((pid, stderr.into()))
 }

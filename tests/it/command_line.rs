@@ -7,7 +7,7 @@ use std::{
 
 use serde_json::json;
 
-use crate::scene::{Scene, deployment, idle};
+use crate::scene::{Scene, deployment, idle, product};
 
 fn supervisor(words: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_enclave-supervisor")).args(words).output().unwrap()
@@ -127,12 +127,14 @@ fn bad_arguments_and_unreadable_files_exit_2() {
     let policy = format!("--policy={}", scene.path("policy.json").display());
     let transport = format!("--transport=unix:{}", scene.path("v.sock").display());
     let socket = format!("--socket={}", scene.path("run/s.sock").display());
+    let init = format!("--plugin-init={}", product("enclave-init").display());
     for (words, named) in [
         (&["--transport=tcp:1"][..], "neither"),
         (&["run", "--sample-interval=0"], "--sample-interval"),
         (&["check", "/nonexistent.yaml"], "/nonexistent.yaml"),
         (&["digest", "/nonexistent.yaml"], "/nonexistent.yaml"),
-        (&["run", &transport, &socket, &policy], "policy"),
+        (&["run", &transport, &socket, &init, &policy], "policy"),
+        (&["run", &transport, &socket, "--plugin-init=/nonexistent"], "/nonexistent"),
         (&["run", "--init=vm", &transport, &socket], "enclave image"),
     ] {
         let (code, _, stderr) = said(&supervisor(words));

@@ -14,7 +14,7 @@ use crate::{
     client::{Answer, Client, Feed},
     patience::eventually,
     process::{Process, children, command_line},
-    scene::Scene,
+    scene::{Scene, product},
 };
 
 /// Whether the out-of-memory killer strikes: the kernel counts its strikes for the whole machine, so a plugin
@@ -108,6 +108,7 @@ impl Scene {
             "run".to_owned(),
             "--init=container".to_owned(),
             format!("--transport=unix:{}", path("v.sock")),
+            format!("--plugin-init={}", product("enclave-init").display()),
             format!("--plugins={}", path("plugins")),
             format!("--socket={}", path("run/supervisor.sock")),
             format!("--policy={}", path("policy.json")),

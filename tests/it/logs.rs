@@ -37,7 +37,7 @@ fn beside(app: Value) -> (Scene, Value) {
 
 /// The gate that a plugin waits at: a named pipe in its /tmp.
 fn gate(enclave: &Enclave) -> PathBuf {
-    enclave.scene.root("app").join("tmp/gate")
+    enclave.inside("app", "/tmp/gate")
 }
 
 fn open_gate(gate: &Path) {

@@ -1,11 +1,12 @@
-//! Processes that lost their parents: whoever the supervisor is, it takes them over and leaves no zombie.
+//! Processes that lost their parents: whoever the supervisor is, their plugin's init takes them over and
+//! leaves no zombie.
 
 use serde_json::json;
 
 use crate::{
     enclave::{Enclave, How, is},
     patience::eventually,
-    process::{Entry, children, kill_9},
+    process::{children, command_line, kill_9},
     scene::{Scene, deployment, script},
 };
 
@@ -24,27 +25,18 @@ fn storm(how: How) -> Enclave {
     enclave
 }
 
-/// The supervisor's children that are neither the plugin nor `net`.
-fn adopted(enclave: &Enclave, own: &[i32]) -> Vec<Entry> {
-    children(enclave.pid).into_iter().filter(|child| !own.contains(&child.pid)).collect()
-}
-
 fn survives_the_storm(how: How) {
     let mut enclave = storm(how);
-    let net = enclave.net();
-    let app = eventually("the plugin among the children", || {
-        let found = children(enclave.pid).into_iter().find(|child| {
-            crate::process::command_line(child.pid).first().is_some_and(|word| word == "sleep")
-        });
-        found.map(|child| child.pid)
-    });
-    let own = [net, app];
-    // The shells between them and the plugin are gone: all are the supervisor's now.
-    eventually("the supervisor to adopt them all", || {
-        (adopted(&enclave, &own).len() == ORPHANS).then_some(())
-    });
-    std::fs::write(enclave.scene.root("app").join("tmp/gate"), vec![b'x'; ORPHANS]).unwrap();
-    eventually("every orphan to be reaped", || adopted(&enclave, &own).is_empty().then_some(()));
+    let named = |pid: i32, name: &str| command_line(pid).first().is_some_and(|word| word == name);
+    let child = |parent: i32, name: &str| {
+        eventually(name, || children(parent).into_iter().map(|child| child.pid).find(|pid| named(*pid, name)))
+    };
+    let init = child(enclave.pid, "enclave-init");
+    let app = child(init, "sleep");
+    // The shells between them and the plugin are gone: all are its init's now, and so not the supervisor's.
+    eventually("the init to adopt them all", || (children(init).len() == ORPHANS + 1).then_some(()));
+    std::fs::write(format!("/proc/{app}/root/tmp/gate"), vec![b'x'; ORPHANS]).unwrap();
+    eventually("every orphan to be reaped", || (children(init).len() == 1).then_some(()));
     let before = children(enclave.pid);
     assert!(before.iter().all(|child| child.state != 'Z'), "{before:#?}");
     // The reaper still tells a plugin from an orphan.
@@ -58,11 +50,11 @@ fn survives_the_storm(how: How) {
 }
 
 #[test]
-fn as_pid_1_it_reaps_a_storm_of_orphans() {
+fn under_pid_1_a_plugin_s_init_reaps_a_storm_of_orphans() {
     survives_the_storm(How { as_init: true, ..How::default() });
 }
 
 #[test]
-fn as_an_ordinary_process_it_adopts_and_reaps_a_storm_of_orphans() {
+fn under_an_ordinary_process_a_plugin_s_init_reaps_a_storm_of_orphans() {
     survives_the_storm(How::default());
 }

@@ -9,9 +9,14 @@ use std::{
 
 use crate::{cargo, failure::Failure, packages, stopwatch::Stopwatch, terminal};
 
-/// The programs of the product, as cargo names their packages. Each package makes a binary of the same name.
-pub(crate) const PROGRAMS: [&str; 4] =
-    ["enclave-supervisor", "enclave-telemetry", "hello", "enclave-host-proxy"];
+/// The programs of the product.
+pub(crate) const PROGRAMS: [&str; 5] =
+    ["enclave-supervisor", "enclave-init", "enclave-telemetry", "hello", "enclave-host-proxy"];
+
+/// The package of one of [`PROGRAMS`]: of its own name, but for what comes with the supervisor.
+fn package(program: &str) -> &str {
+    if program == "enclave-init" { "enclave-supervisor" } else { program }
+}
 
 /// How they are built.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -105,7 +110,7 @@ pub(crate) fn build(profile: Profile) -> Result<Binaries, Failure> {
     let mut build = cargo::cargo();
     build.args(["build", "--locked", "--profile", profile.name(), "--target", &target.triple]);
     for program in PROGRAMS {
-        build.args(["--package", program, "--bin", program]);
+        build.args(["--package", package(program), "--bin", program]);
     }
     target.prepare(&mut build);
     let mut paths = cargo::build(&mut build, count_crates(&target)?)?;

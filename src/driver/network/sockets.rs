@@ -9,7 +9,6 @@ use std::{
     time::Duration,
 };
 
-use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use tokio::time::{Instant, sleep_until};
 
 use crate::net::link::{FDS_MAX, Message};
@@ -35,9 +34,10 @@ impl SocketSource {
         Self(Arc::new(make))
     }
 
-    /// Sockets in our own network namespace, which all plugins share.
+    /// Sockets in our own network namespace.
+    #[cfg(test)]
     pub(crate) fn shared_namespace() -> Self {
-        Self::new(|_plugin, count| (0..count).map(|_| tcp_socket()).collect())
+        Self::new(|_plugin, count| (0..count).map(|_| crate::sys::netns::tcp_socket()).collect())
     }
 
     /// Makes them.
@@ -50,12 +50,6 @@ impl fmt::Debug for SocketSource {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("SocketSource").finish_non_exhaustive()
     }
-}
-
-/// A socket such as a [`SocketSource`] makes, in the namespace of the calling thread.
-pub(crate) fn tcp_socket() -> io::Result<OwnedFd> {
-    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-    Ok(rustix::net::socket_with(AddressFamily::INET, SocketType::STREAM, flags, None)?)
 }
 
 /// Answers one `net`'s questions for sockets, in their order.
@@ -144,7 +138,7 @@ mod tests {
             let mut peek = [0];
             let read = rustix::net::recv(&socket, &mut peek, rustix::net::RecvFlags::empty());
             assert_eq!(read.unwrap_err(), rustix::io::Errno::NOTCONN);
-            assert_eq!(rustix::net::sockopt::socket_type(&socket).unwrap(), SocketType::STREAM);
+            assert_eq!(rustix::net::sockopt::socket_type(&socket).unwrap(), rustix::net::SocketType::STREAM);
         }
     }
 

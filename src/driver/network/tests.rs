@@ -14,7 +14,10 @@ use tokio::{
 };
 
 use super::*;
-use crate::net::{self, link::FDS_MAX};
+use crate::{
+    net::{self, link::FDS_MAX},
+    sys::netns::tcp_socket,
+};
 
 /// Longer than anything here takes.
 const PATIENCE: Duration = Duration::from_mins(1);
@@ -233,7 +236,7 @@ async fn plugins_with_namespaces_of_their_own_are_reached_at_their_declared_port
     let namespaces = [("web".to_owned(), web.clone()), ("db".to_owned(), db.clone())];
     let source = SocketSource::new(move |plugin, count| {
         let (_, namespace) = namespaces.iter().find(|(name, _)| name == plugin).unwrap();
-        namespace.run(move || (0..count).map(|_| sockets::tcp_socket()).collect())
+        namespace.run(move || (0..count).map(|_| tcp_socket()).collect())
     });
     let (mut network, _) = network(other, source);
     network.setup.peers = vec![(peer, web.listen(port))];

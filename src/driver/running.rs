@@ -1,0 +1,138 @@
+//! The deployment that runs: the engine with everything that it decides about, and what performs it.
+
+use enclave_protocol::control::{ManifestAccepted, Status};
+
+use super::{
+    children::{Children, Heard, Word},
+    network::Network,
+    notify::Notices,
+    probes::Probes,
+    report::{self, Detail},
+};
+use crate::{
+    clock::Clock,
+    control::board::Board,
+    deployment::StateDir,
+    engine::{Change, Effect, Engine, Event, Outcome, PluginId, Stop},
+    net::probe,
+    sys::spawn::Failure,
+};
+
+/// See the module. What is dropped last is what the rest lies in.
+pub(super) struct Running {
+    pub(super) engine: Engine,
+    pub(super) children: Children,
+    pub(super) probes: Probes,
+    pub(super) notices: Notices,
+    pub(super) network: Network,
+    pub(super) accepted: ManifestAccepted,
+    /// The deployment's name.
+    pub(super) name: String,
+    pub(super) labels: [(&'static str, String); 4],
+    /// Removed when the deployment is dropped.
+    pub(super) _state: StateDir,
+}
+
+/// Something that a plugin said, or that was asked of it.
+#[derive(Debug)]
+pub(super) enum Told {
+    /// By its init.
+    Word(Word),
+    /// An answer by way of `net`.
+    Probed(u64, probe::Outcome),
+    /// The end of a command.
+    Answered(u32, probe::Outcome),
+    /// `READY=1`.
+    Ready(PluginId),
+}
+
+impl Running {
+    /// The next that any plugin says.
+    pub(super) async fn hear(&mut self) -> Told {
+        let Self { children, probes, notices, network, .. } = self;
+        tokio::select! {
+            word = children.heard() => Told::Word(word),
+            (number, outcome) = network.probed() => Told::Probed(number, outcome),
+            (number, outcome) = probes.answered() => Told::Answered(number, outcome),
+            plugin = notices.ready() => Told::Ready(plugin),
+        }
+    }
+
+    /// What the engine is to hear of it.
+    pub(super) fn settle(&mut self, told: Told) -> Vec<Event> {
+        match told {
+            Told::Word(word) => match self.children.settle(word) {
+                Heard::Events(events) => events,
+                Heard::Ran { number, success } => {
+                    self.probes.command_ended(number, success);
+                    Vec::new()
+                }
+            },
+            Told::Probed(number, outcome) => {
+                let number = u32::try_from(number).ok();
+                let event = number.and_then(|number| self.probes.settle(number, outcome, &self.children));
+                event.into_iter().collect()
+            }
+            Told::Answered(number, outcome) => {
+                self.probes.settle(number, outcome, &self.children).into_iter().collect()
+            }
+            Told::Ready(plugin) => {
+                let run = self.children.current(plugin);
+                run.map(|run| Event::Notified { plugin, run }).into_iter().collect()
+            }
+        }
+    }
+
+    /// Does what the engine says. What it is to hear of that at once is pushed to `events`; an outcome is the
+    /// end.
+    pub(super) fn perform(
+        &mut self,
+        effect: Effect,
+        board: &Board,
+        clock: Clock,
+        events: &mut impl Extend<Event>,
+    ) -> Option<Outcome> {
+        let Self { children, probes, network, notices, .. } = self;
+        match effect {
+            Effect::Spawn { plugin, run } => {
+                probes.forget(plugin);
+                notices.begin(plugin);
+                events.extend(children.spawn(plugin, run));
+            }
+            Effect::Signal { plugin, run, signal: signal @ (Stop::Term | Stop::Kill) } => {
+                probes.drop_hook(plugin, children);
+                children.signal(plugin, run, signal);
+            }
+            Effect::Probe { plugin, run, kind, id } => {
+                probes.ask((plugin, run), (kind, id), network, children);
+            }
+            Effect::CancelProbe { plugin, kind, id, .. } => probes.cancel(plugin, kind, id, children),
+            Effect::PreStop { plugin, run } => probes.pre_stop(plugin, run, network, children),
+            Effect::Report(change) => self.report(&change, board, clock),
+            Effect::End(outcome) => return Some(outcome),
+        }
+        None
+    }
+
+    fn report(&mut self, change: &Change, board: &Board, clock: Clock) {
+        if let Change::Exited { plugin, .. } = change {
+            self.probes.drop_hook(*plugin, &self.children);
+        }
+        let plugin = change.plugin();
+        let name = plugin.and_then(|plugin| self.children.names().get(plugin.0));
+        let failure = plugin.and_then(|plugin| self.children.failure(plugin));
+        report::publish(change, name.map(String::as_str), failure, board, clock);
+    }
+
+    /// The contract's status.
+    pub(super) fn status(&self, board: &Board, clock: Clock) -> Status {
+        let detail = |(plugin, name): (usize, &String)| Detail {
+            name: name.clone(),
+            failure: self.children.failure(PluginId(plugin)).map(Failure::to_string),
+            oom_kills: self.children.oom_kills(plugin),
+            messages: self.probes.messages(plugin),
+        };
+        let details = self.children.names().iter().enumerate().map(detail).collect();
+        report::status(&self.engine.snapshot(), details, &self.accepted, &self.name, board, clock)
+    }
+}
