@@ -5,7 +5,11 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use crate::{cargo, failure::Failure, terminal};
+use crate::{
+    cargo,
+    failure::{Failure, While as _},
+    terminal,
+};
 
 /// A program or file and where it comes from.
 #[derive(Debug, Clone, Copy)]
@@ -104,6 +108,25 @@ pub(crate) const LAB: [Need; 7] = [
     },
 ];
 
+/// The peers of the supervision benchmark whose installation starts nothing, and what the others need.
+pub(crate) const SUPERVISORS: [Need; 8] = [
+    Need { program: "unshare", package: "util-linux", purpose: "starts a peer in namespaces of its own" },
+    Need { program: "cc", package: "gcc", purpose: "makes the benchmark's static child" },
+    Need {
+        program: "/usr/lib/python3/dist-packages/pkg_resources/__init__.py",
+        package: "python3-pkg-resources",
+        purpose: "is used by supervisord",
+    },
+    Need { program: "s6-svscan", package: "s6", purpose: "is a peer of the supervisor" },
+    Need { program: "svscan", package: "daemontools", purpose: "is a peer of the supervisor" },
+    Need { program: "tini", package: "tini", purpose: "is a peer of the supervisor as an init" },
+    Need { program: "dumb-init", package: "dumb-init", purpose: "is a peer of the supervisor as an init" },
+    Need { program: "catatonit", package: "catatonit", purpose: "is a peer of the supervisor as an init" },
+];
+
+/// The peers whose installation would start services on this machine.
+pub(crate) const SERVICES: [&str; 2] = ["runit", "supervisor"];
+
 /// Whether it is there.
 fn is_there(need: &Need) -> bool {
     if !need.program.contains('/') {
@@ -155,6 +178,30 @@ pub(crate) fn ensure(needs: &[Need]) -> Result<(), Failure> {
             need.package, need.program
         )))
     })
+}
+
+/// Unpacks packages beneath the target directory, which installs and starts nothing; the directory.
+pub(crate) fn unpack(packages: &[&str]) -> Result<PathBuf, Failure> {
+    let root = cargo::target_directory().join("tools/debian");
+    std::fs::create_dir_all(&root).while_doing(root.display())?;
+    for package in packages {
+        let done = root.join(format!("{package}.unpacked"));
+        if done.exists() {
+            continue;
+        }
+        terminal::say(&format!("unpacking {package} into {}", root.display()));
+        let directory = tempfile::tempdir().while_doing("a directory for a package")?;
+        let mut download = cargo::command("apt-get");
+        download.current_dir(directory.path()).args(["-qq", "download", package]);
+        // Without root it may not change to its own user, and says so.
+        cargo::run(download.args(["-o", "APT::Sandbox::User=root"]))?;
+        let file = std::fs::read_dir(directory.path()).while_doing(package)?.next();
+        let file = file.ok_or_else(|| Failure::new(format!("apt-get downloaded no {package}")))?;
+        let file = file.while_doing(package)?.path();
+        cargo::run(cargo::command("dpkg").arg("--extract").arg(file).arg(&root))?;
+        std::fs::write(&done, "").while_doing(done.display())?;
+    }
+    Ok(root)
 }
 
 fn package_names(missing: &[Need]) -> Vec<&'static str> {

@@ -2,7 +2,6 @@
 
 use std::{
     fs,
-    io::{Read, Write},
     path::{Path, PathBuf},
     process::{Child, Stdio},
     time::Duration,
@@ -33,9 +32,11 @@ pub(super) fn table(binaries: &Binaries) -> Result<Table, Failure> {
     let path = |name: &str| directory.path().join(name);
     lay_out(&path("plugins/app"), binaries.path("hello"))?;
     let supervisor = Supervisor::start(binaries.path("enclave-supervisor"), directory.path())?;
-    let status = put(&path("v.sock"), &request())?;
-    if status != "HTTP/1.1 200" {
-        return Err(Failure::new(format!("the supervisor answered {status}")));
+    let body = request().to_string();
+    let answer = control::call(&path("v.sock"), START_MAX, "PUT /v1/manifest", None, &body)
+        .while_doing("the supervisor's control API")?;
+    if answer.status != 200 {
+        return Err(Failure::new(format!("the supervisor answered {answer:?}")));
     }
     Ok(judge(supervisor.peak_kib()?))
 }
@@ -79,20 +80,6 @@ fn request() -> Value {
         "egressPort": 100_002,
         "instanceId": "bench",
     })
-}
-
-/// Hands the manifest over; the answer's first words.
-fn put(socket: &Path, request: &Value) -> Result<String, Failure> {
-    let body = request.to_string();
-    let exchange = || -> std::io::Result<String> {
-        let mut stream = control::dial(socket, START_MAX)?;
-        write!(stream, "PUT /v1/manifest HTTP/1.1\r\nhost: e\r\ncontent-length: {}\r\n\r\n", body.len())?;
-        stream.write_all(body.as_bytes())?;
-        let mut word = [0; 12];
-        stream.read_exact(&mut word)?;
-        Ok(String::from_utf8_lossy(&word).into_owned())
-    };
-    exchange().while_doing("the supervisor's control API")
 }
 
 /// A supervisor in a network namespace of its own.

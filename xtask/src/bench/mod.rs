@@ -5,6 +5,7 @@ mod control;
 mod image;
 mod memory;
 mod sizes;
+mod supervision;
 
 use clap::ValueEnum as _;
 
@@ -34,6 +35,8 @@ enum Name {
     Image,
     /// The supervisor's memory while it takes a large manifest.
     Memory,
+    /// A hundred plugins, against the supervisors and inits of Debian.
+    Supervision,
 }
 
 /// A table in markdown.
@@ -58,6 +61,7 @@ pub(crate) fn run(options: &Options) -> Result<(), Failure> {
             Name::Boot => boot::table(&binaries)?,
             Name::Image => image::table(&binaries)?,
             Name::Memory => memory::table(&binaries)?,
+            Name::Supervision => supervision::table(&binaries)?,
         };
         report.push_str(&table.text);
         report.push('\n');
@@ -74,10 +78,13 @@ fn circumstances() -> Result<String, Failure> {
     let cpuinfo = std::fs::read_to_string("/proc/cpuinfo").while_doing("/proc/cpuinfo")?;
     let rustc = cargo::capture(cargo::command("rustc").arg("--version"))?;
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    // Of the last minute: somebody else's work shows in every time below.
+    let load = std::fs::read_to_string("/proc/loadavg").while_doing("/proc/loadavg")?;
     let lines = [
         format!("{}, Linux {}", date.trim(), kernel.trim()),
         format!("{cores} × {}", cpu_model(&cpuinfo)),
         rustc.trim().to_owned(),
+        format!("load average {}", load.split(' ').next().unwrap_or("unknown")),
     ];
     Ok(format!("{}\n", lines.join("; ")))
 }
