@@ -33,6 +33,7 @@ use crate::{
         netns::{NetworkNamespace, tcp_socket},
         recipe::{Bind, Launch, Writes},
         spawn::{Failure, Program, Recipe},
+        surroundings::Surroundings,
     },
 };
 
@@ -175,6 +176,8 @@ pub struct Ground {
     pub run: PathBuf,
     /// Their init.
     pub init: Arc<Program>,
+    /// What they find around their own files.
+    pub surroundings: Surroundings,
     /// Their control groups, where there can be any.
     pub cgroups: Option<Cgroups>,
     /// Whether a plugin's writes can be kept apart from its image (overlayfs).
@@ -303,7 +306,7 @@ impl Layout<'_> {
             network,
             cgroup: cgroup.as_deref(),
         };
-        let recipe = Recipe::new(&launch, Arc::clone(&ground.init));
+        let recipe = Recipe::new(&launch, &ground.surroundings, Arc::clone(&ground.init));
         let recipe = recipe.map_err(|failure: Failure| self.wrong(failure.to_string()))?;
         Ok(Prepared { name: plugin.name.clone(), recipe: Arc::new(recipe), cgroup, socket, notify })
     }

@@ -44,6 +44,7 @@ use crate::{
         self,
         cgroup::{Cgroups, Controller},
         spawn::{Program, ProgramError},
+        surroundings::Surroundings,
     },
 };
 
@@ -256,7 +257,9 @@ fn ground(options: &RunOptions, boot_id: &str, remarks: &mut Vec<Condition>) -> 
         remark("NoWritableLayer", message.to_owned());
     }
     let run = options.socket.parent().unwrap_or_else(|| Path::new("/")).to_owned();
-    Ok(Ground { run, init, cgroups, layers, memory })
+    let surroundings = Surroundings::new()
+        .map_err(|source| RunError::Io { what: "the plugins' surroundings".to_owned(), source })?;
+    Ok(Ground { run, init, surroundings, cgroups, layers, memory })
 }
 
 /// Binds the sockets and serves them. Over vsock the socket for ingress is `net`'s to serve.

@@ -37,8 +37,6 @@ pub struct Identity {
 /// One step, with all it needs.
 #[derive(Debug)]
 pub(super) enum Step {
-    /// Joins control groups through their `cgroup.procs`.
-    Groups(Vec<OwnedFd>),
     /// Leads a session of its own.
     Session,
     /// Joins a network namespace.
@@ -59,8 +57,8 @@ pub(super) enum Step {
         flags: MsFlags,
         data: Option<CString>,
     },
-    /// Makes this directory the root, and leaves nothing of the old one.
-    Root(CString),
+    /// Makes the working directory the root, and leaves nothing of the old one.
+    Root,
     /// Sets the host name.
     Hostname(String),
     /// Sets which rights new files do not get.
@@ -69,7 +67,7 @@ pub(super) enum Step {
     Device { path: CString, device: libc::dev_t },
     /// Makes a symbolic link.
     Link { path: CString, target: CString },
-    /// Enters the working directory.
+    /// Makes a directory the working directory.
     Enter(CString),
     /// Sets the limit of a resource, soft and hard.
     Limit { resource: Resource, most: u64 },
@@ -88,7 +86,6 @@ pub(super) enum Step {
 impl fmt::Display for Step {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Groups(_) => f.write_str("join the control group"),
             Self::Session => f.write_str("start a session"),
             Self::Network(_) => f.write_str("join the network namespace"),
             Self::GroupNamespace => f.write_str("take a control group namespace"),
@@ -96,7 +93,7 @@ impl fmt::Display for Step {
             Self::PrivateMounts => f.write_str("make the mounts private"),
             Self::Directory(path) => write!(f, "make {}", path.to_string_lossy()),
             Self::Mount { target, .. } => write!(f, "mount {}", target.to_string_lossy()),
-            Self::Root(_) => f.write_str("enter the root file system"),
+            Self::Root => f.write_str("enter the root file system"),
             Self::Hostname(_) => f.write_str("set the host name"),
             Self::Mask(_) => f.write_str("set the file mode mask"),
             Self::Device { path, .. } | Self::Link { path, .. } => {
@@ -116,7 +113,6 @@ impl Step {
     /// Takes it.
     pub(super) fn take(&self) -> nix::Result<()> {
         match self {
-            Self::Groups(doors) => doors.iter().try_for_each(|door| nix::unistd::write(door, b"0").map(drop)),
             Self::Session => nix::unistd::setsid().map(drop),
             Self::Network(namespace) => setns(namespace, CloneFlags::CLONE_NEWNET),
             Self::GroupNamespace => match unshare(CloneFlags::CLONE_NEWCGROUP) {
@@ -139,7 +135,7 @@ impl Step {
             Self::Mount { kind, source, target, flags, data } => {
                 mount(Some(source.as_c_str()), target.as_c_str(), *kind, *flags, data.as_deref())
             }
-            Self::Root(path) => enter(path),
+            Self::Root => enter(),
             Self::Hostname(name) => nix::unistd::sethostname(name),
             Self::Mask(mask) => {
                 nix::sys::stat::umask(Mode::from_bits_truncate(*mask));
@@ -173,8 +169,7 @@ fn write_file(file: &CStr, text: &str) -> nix::Result<()> {
 
 /// Makes a mount the root, and drops the old one: nothing of it is left to find a way back to, as a chroot
 /// would leave it to a plugin that runs as root.
-fn enter(root: &CStr) -> nix::Result<()> {
-    nix::unistd::chdir(root)?;
+fn enter() -> nix::Result<()> {
     // Both at one place: the old root lies over the new one, and is what is unmounted.
     nix::unistd::pivot_root(c".", c".")?;
     umount2(c".", MntFlags::MNT_DETACH)?;

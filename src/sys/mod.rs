@@ -4,6 +4,7 @@
 
 pub mod capability;
 pub mod cgroup;
+mod clone;
 pub mod confine;
 pub mod descriptors;
 pub mod entropy;
@@ -18,4 +19,5 @@ pub mod reaper;
 pub mod recipe;
 pub mod seccomp;
 pub mod spawn;
+pub mod surroundings;
 pub mod time;

@@ -3,7 +3,6 @@
 use std::{
     ffi::{CStr, CString},
     io,
-    os::unix::ffi::OsStrExt,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -11,60 +10,23 @@ use std::{
 use nix::{
     mount::MsFlags,
     sched::CloneFlags,
-    sys::{
-        resource::{Resource, getrlimit},
-        statvfs::{FsFlags, statvfs},
-    },
+    sys::resource::{Resource, getrlimit},
     unistd::{Gid, Uid},
 };
 
 use super::{
     capability::Capabilities,
     cgroup::Cgroup,
-    confine::{BIND, Identity, Step},
+    confine::{Identity, Step},
     netns::NetworkNamespace,
     seccomp,
     spawn::{Failure, Program, Recipe},
+    surroundings::{DEVICES, List, Surroundings, path},
 };
 
-/// Size of /dev, which has no files but nodes and links, and of what hides a directory.
-const DEV_BYTES: u64 = 64 << 10;
-/// Files that even the smallest file system has.
-const FILES_MIN: u64 = 64;
-/// Size of /dev/shm, in bytes: Docker's.
-const SHM_BYTES: u64 = 64 << 20;
-/// Bytes of a file system for a file in it: twice the kernel's own measure for one in memory, so that empty
-/// files cannot cost much more than full ones.
-const BYTES_PER_FILE: u64 = 8 << 10;
 /// Open files: Docker's limit. Ours is the kernel's, and programs that close every number they may have
 /// would take seconds to start.
 const OPEN_FILES_MAX: u64 = 1 << 20;
-/// Devices that every plugin has, with their minor numbers; the major one is 1. None of them leads anywhere.
-const DEVICES: [(&str, u32); 5] = [("null", 3), ("zero", 5), ("full", 7), ("random", 8), ("urandom", 9)];
-const MEMORY_DEVICES: u32 = 1;
-const DEVICE_LINKS: [(&str, &CStr); 5] = [
-    ("fd", c"/proc/self/fd"),
-    ("stdin", c"/proc/self/fd/0"),
-    ("stdout", c"/proc/self/fd/1"),
-    ("stderr", c"/proc/self/fd/2"),
-    ("ptmx", c"pts/ptmx"),
-];
-/// What a plugin that is root must not write to, as Docker has it.
-const PROC_READ_ONLY: [&str; 5] = ["bus", "fs", "irq", "sys", "sysrq-trigger"];
-/// What tells of the whole machine, as Docker hides it.
-const PROC_HIDDEN: [&str; 10] = [
-    "acpi",
-    "asound",
-    "kcore",
-    "keys",
-    "latency_stats",
-    "timer_list",
-    "timer_stats",
-    "sched_debug",
-    "scsi",
-    "interrupts",
-];
-
 /// A plugin's process.
 #[derive(Debug)]
 pub struct Launch<'a> {
@@ -122,15 +84,21 @@ pub struct Bind {
 impl Recipe {
     /// Works out how to start it. Without root's rights it gets less: a mount namespace and a root of its
     /// own, as this process's user.
-    pub fn new(launch: &Launch<'_>, init: Arc<Program>) -> Result<Self, Failure> {
+    pub fn new(
+        launch: &Launch<'_>,
+        surroundings: &Surroundings,
+        init: Arc<Program>,
+    ) -> Result<Self, Failure> {
         let root = Uid::effective().is_root();
-        let mut steps = Steps { launch, root: launch.root.clone(), list: vec![Step::Session] };
+        let mut steps = Steps { launch, root: launch.root.clone(), list: List::default() };
+        steps.list.add(Step::Session);
         let invalid = |error| Failure::of("prepare the start", &error);
-        if root { steps.isolate() } else { steps.unprivileged() }.map_err(invalid)?;
-        let filter = seccomp::filter(&launch.capabilities)
-            .map_err(|error| Failure::of("make the filter", &io::Error::other(error)))?;
-        steps.list.push(Step::DieWithParent);
-        steps.list.push(Step::Filter(Arc::new(filter)));
+        let doors = launch.cgroup.map(Cgroup::doors).transpose().map_err(invalid)?.unwrap_or_default();
+        let cradle = launch.cgroup.map(Cgroup::cradle).transpose().map_err(invalid)?.flatten();
+        if root { steps.isolate(surroundings) } else { steps.unprivileged() }.map_err(invalid)?;
+        let filter = seccomp::filter(&launch.capabilities);
+        steps.list.add(Step::DieWithParent);
+        steps.list.add(Step::Filter(Arc::new(filter)));
         let mut namespaces = CloneFlags::CLONE_NEWNS;
         namespaces |= if root {
             CloneFlags::CLONE_NEWPID | CloneFlags::CLONE_NEWIPC | CloneFlags::CLONE_NEWUTS
@@ -142,7 +110,9 @@ impl Recipe {
         let variables = launch.env.iter().map(|(name, value)| text(&format!("{name}={value}")));
         Ok(Self {
             namespaces,
-            steps: steps.list,
+            cradle,
+            doors,
+            steps: steps.list.0,
             words: init.words().iter().cloned().chain(words).collect(),
             variables: variables.collect::<Result<_, _>>()?,
             init,
@@ -155,36 +125,35 @@ struct Steps<'a> {
     launch: &'a Launch<'a>,
     /// Where the root is mounted.
     root: PathBuf,
-    list: Vec<Step>,
+    list: List,
 }
 
 impl Steps<'_> {
-    fn isolate(&mut self) -> io::Result<()> {
+    fn isolate(&mut self, surroundings: &Surroundings) -> io::Result<()> {
         let launch = self.launch;
-        if let Some(cgroup) = &launch.cgroup {
-            self.list.push(Step::Groups(cgroup.doors()?));
-            self.list.push(Step::GroupNamespace);
+        if launch.cgroup.is_some() {
+            self.list.add(Step::GroupNamespace);
         }
         if let Some(network) = &launch.network {
-            self.list.push(Step::Network(network.descriptor()?));
+            self.list.add(Step::Network(network.descriptor()?));
         }
         // The supervisor's own is the least of all; a plugin is an ordinary victim.
         self.write(c"/proc/self/oom_score_adj", "0", false);
-        self.list.push(Step::PrivateMounts);
-        self.list.push(Step::Mask(0));
+        self.list.add(Step::PrivateMounts);
+        self.list.add(Step::Mask(0));
         self.file_systems()?;
-        self.proc()?;
-        self.devices()?;
+        self.list.add(Step::Enter(path(&self.root)?));
+        self.list.0.extend(surroundings.0.iter().cloned());
         self.binds()?;
-        self.list.push(Step::Root(path(&self.root)?));
-        self.list.push(Step::Mask(0o022));
-        self.list.push(Step::Hostname(launch.name.clone()));
-        self.list.push(Step::Enter(CString::new(launch.cwd.as_str())?));
+        self.list.add(Step::Root);
+        self.list.add(Step::Mask(0o022));
+        self.list.add(Step::Hostname(launch.name.clone()));
+        self.list.add(Step::Enter(CString::new(launch.cwd.as_str())?));
         self.limits()?;
         let confinement = Arc::new(launch.capabilities.confinement().map_err(io::Error::other)?);
-        self.list.push(Step::Bound(Arc::clone(&confinement)));
-        self.list.push(Step::User { identity: launch.identity, alone: true });
-        self.list.push(Step::Keep { confinement, root: launch.identity.uid == 0 });
+        self.list.add(Step::Bound(Arc::clone(&confinement)));
+        self.list.add(Step::User { identity: launch.identity, alone: true });
+        self.list.add(Step::Keep { confinement, root: launch.identity.uid == 0 });
         Ok(())
     }
 
@@ -195,22 +164,23 @@ impl Steps<'_> {
         self.write(c"/proc/self/setgroups", "deny", true);
         self.write(c"/proc/self/uid_map", &format!("{uid} {uid} 1"), true);
         self.write(c"/proc/self/gid_map", &format!("{gid} {gid} 1"), true);
-        self.list.push(Step::PrivateMounts);
+        self.list.add(Step::PrivateMounts);
         // A mount of its own, because only a mount can become the root.
-        self.bind(&self.launch.root.clone(), &self.root.clone(), false)?;
-        self.bind(Path::new("/proc"), &self.root.join("proc"), false)?;
+        self.list.bind(&self.launch.root.clone(), &self.root.clone(), false)?;
+        self.list.bind(Path::new("/proc"), &self.root.join("proc"), false)?;
         for (device, _) in DEVICES {
-            self.bind(&Path::new("/dev").join(device), &self.root.join("dev").join(device), false)?;
+            self.list.bind(&Path::new("/dev").join(device), &self.root.join("dev").join(device), false)?;
         }
+        self.list.add(Step::Enter(path(&self.root)?));
         self.binds()?;
         if self.launch.writes == Writes::Refused {
-            self.read_only(&self.launch.root.clone(), &self.root.clone())?;
+            self.list.read_only(&self.launch.root.clone(), &self.root.clone())?;
         }
-        self.list.push(Step::Root(path(&self.root)?));
-        self.list.push(Step::Enter(CString::new(self.launch.cwd.as_str())?));
+        self.list.add(Step::Root);
+        self.list.add(Step::Enter(CString::new(self.launch.cwd.as_str())?));
         self.limits()?;
         let confinement = Arc::new(self.launch.capabilities.confinement().map_err(io::Error::other)?);
-        self.list.push(Step::Keep { confinement, root: false });
+        self.list.add(Step::Keep { confinement, root: false });
         Ok(())
     }
 
@@ -219,14 +189,14 @@ impl Steps<'_> {
         let flags = MsFlags::MS_NODEV | MsFlags::MS_NOSUID;
         let image = self.launch.root.clone();
         match &self.launch.writes {
-            Writes::Image => self.bind(&image, &image, false),
-            Writes::Refused => self.bind(&image, &image, true),
+            Writes::Image => self.list.bind(&image, &image, false),
+            Writes::Refused => self.list.bind(&image, &image, true),
             Writes::Layer { directory, bytes } => {
                 let (upper, work, root) =
                     (directory.join("upper"), directory.join("work"), directory.join("root"));
-                self.memory(directory, *bytes, 0o755, flags)?;
+                self.list.memory(directory, *bytes, 0o755, flags)?;
                 for directory in [&upper, &work, &root] {
-                    self.list.push(Step::Directory(path(directory)?));
+                    self.list.add(Step::Directory(path(directory)?));
                 }
                 let data = format!(
                     "lowerdir={},upperdir={},workdir={}",
@@ -236,112 +206,30 @@ impl Steps<'_> {
                 );
                 let (source, target) = (c"overlay".to_owned(), path(&root)?);
                 let data = Some(CString::new(data)?);
-                self.list.push(Step::Mount { kind: Some(c"overlay"), source, target, flags, data });
+                self.list.add(Step::Mount { kind: Some(c"overlay"), source, target, flags, data });
                 self.root = root;
                 Ok(())
             }
         }
     }
 
-    fn proc(&mut self) -> io::Result<()> {
-        let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
-        let proc = self.root.join("proc");
-        let (source, target) = (c"proc".to_owned(), path(&proc)?);
-        self.list.push(Step::Mount { kind: Some(c"proc"), source, target, flags, data: None });
-        let here = |name: &&&str| Path::new("/proc").join(name).exists();
-        for name in PROC_READ_ONLY.iter().filter(here) {
-            let target = proc.join(name);
-            self.bind(&target, &target, false)?;
-            self.remount(&target, flags | MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY)?;
-        }
-        for name in PROC_HIDDEN.iter().filter(here) {
-            let target = proc.join(name);
-            if Path::new("/proc").join(name).is_dir() {
-                self.memory(&target, DEV_BYTES, 0o755, flags | MsFlags::MS_RDONLY)?;
-            } else {
-                self.bind(Path::new("/dev/null"), &target, false)?;
-            }
-        }
-        Ok(())
-    }
-
-    fn devices(&mut self) -> io::Result<()> {
-        let dev = self.root.join("dev");
-        let flags = MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC;
-        self.memory(&dev, DEV_BYTES, 0o755, flags)?;
-        for (name, minor) in DEVICES {
-            let device = nix::sys::stat::makedev(MEMORY_DEVICES.into(), minor.into());
-            self.list.push(Step::Device { path: path(&dev.join(name))?, device });
-        }
-        for (name, target) in DEVICE_LINKS {
-            self.list.push(Step::Link { path: path(&dev.join(name))?, target: target.to_owned() });
-        }
-        let (shm, pts) = (dev.join("shm"), dev.join("pts"));
-        self.list.push(Step::Directory(path(&shm)?));
-        self.list.push(Step::Directory(path(&pts)?));
-        self.memory(&shm, SHM_BYTES, 0o1777, flags | MsFlags::MS_NODEV)?;
-        let (source, target) = (c"devpts".to_owned(), path(&pts)?);
-        let data = Some(c"newinstance,ptmxmode=0666,mode=0620".to_owned());
-        self.list.push(Step::Mount { kind: Some(c"devpts"), source, target, flags, data });
-        // No other node is made here, whatever the plugin's rights.
-        self.remount(&dev, flags | MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY)
-    }
-
     fn binds(&mut self) -> io::Result<()> {
         for Bind { source, target, read_only } in &self.launch.binds {
             let inside = target.strip_prefix(&self.launch.root).map_err(io::Error::other)?;
-            let target = self.root.join(inside);
-            self.bind(source, &target, *read_only)?;
+            self.list.bind(source, inside, *read_only)?;
         }
-        Ok(())
-    }
-
-    fn bind(&mut self, source: &Path, target: &Path, read_only: bool) -> io::Result<()> {
-        let (from, to) = (path(source)?, path(target)?);
-        self.list.push(Step::Mount { kind: None, source: from, target: to, flags: BIND, data: None });
-        if read_only { self.read_only(source, target) } else { Ok(()) }
-    }
-
-    /// Takes the right to write from a bind mount of `source`. In a user namespace the flags of the original
-    /// mount are locked: a remount must repeat them.
-    fn read_only(&mut self, source: &Path, target: &Path) -> io::Result<()> {
-        let had = statvfs(source)?.flags();
-        let mut flags = MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY;
-        let root = Uid::effective().is_root();
-        flags.set(MsFlags::MS_NOSUID, root || had.contains(FsFlags::ST_NOSUID));
-        flags.set(MsFlags::MS_NODEV, root || had.contains(FsFlags::ST_NODEV));
-        flags.set(MsFlags::MS_NOEXEC, had.contains(FsFlags::ST_NOEXEC));
-        self.remount(target, flags)
-    }
-
-    fn remount(&mut self, target: &Path, flags: MsFlags) -> io::Result<()> {
-        let (source, target) = (c"none".to_owned(), path(target)?);
-        self.list.push(Step::Mount { kind: None, source, target, flags, data: None });
-        Ok(())
-    }
-
-    /// A file system in memory of at most so many bytes.
-    fn memory(&mut self, target: &Path, bytes: u64, mode: u32, flags: MsFlags) -> io::Result<()> {
-        let files = (bytes / BYTES_PER_FILE).max(FILES_MIN);
-        let data = CString::new(format!("size={bytes},nr_inodes={files},mode={mode:o}"))?;
-        let (kind, source, target) = (Some(c"tmpfs"), c"tmpfs".to_owned(), path(target)?);
-        self.list.push(Step::Mount { kind, source, target, flags, data: Some(data) });
         Ok(())
     }
 
     fn limits(&mut self) -> io::Result<()> {
         let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
-        self.list.push(Step::Limit { resource: Resource::RLIMIT_NOFILE, most: hard.min(OPEN_FILES_MAX) });
+        self.list.add(Step::Limit { resource: Resource::RLIMIT_NOFILE, most: hard.min(OPEN_FILES_MAX) });
         // An enclave has nowhere to keep a memory image, and nobody who may see it.
-        self.list.push(Step::Limit { resource: Resource::RLIMIT_CORE, most: 0 });
+        self.list.add(Step::Limit { resource: Resource::RLIMIT_CORE, most: 0 });
         Ok(())
     }
 
     fn write(&mut self, file: &CStr, text: &str, needed: bool) {
-        self.list.push(Step::Write { file: file.to_owned(), text: text.to_owned(), needed });
+        self.list.add(Step::Write { file: file.to_owned(), text: text.to_owned(), needed });
     }
-}
-
-fn path(path: &Path) -> io::Result<CString> {
-    Ok(CString::new(path.as_os_str().as_bytes())?)
 }

@@ -35,7 +35,7 @@ use nix::{
 };
 use tokio::sync::oneshot;
 
-use super::{confine::Step, init};
+use super::{clone, confine::Step, init};
 
 /// Stack of a child before it executes something: the steps use a few hundred bytes.
 const STACK_BYTES: usize = 64 << 10;
@@ -91,7 +91,11 @@ fn elf_needs_loader(path: &Path) -> io::Result<bool> {
 #[derive(Debug)]
 pub struct Recipe {
     pub(super) namespaces: CloneFlags,
-    pub(super) steps: Vec<Step>,
+    /// The control group to be cloned in, where the kernel can do it.
+    pub(super) cradle: Option<OwnedFd>,
+    /// Where a child that was not joins it.
+    pub(super) doors: Vec<OwnedFd>,
+    pub(super) steps: Vec<Arc<Step>>,
     /// The init's name and the plugin's words.
     pub(super) words: Vec<CString>,
     pub(super) variables: Vec<CString>,
@@ -227,7 +231,7 @@ fn serve(jobs: &Receiver<Job>) {
             continue;
         }
         let born = match blocked {
-            Ok(()) => clone(&recipe, &ends, &pid, &mut stack),
+            Ok(()) => bear(&recipe, &ends, &pid, &mut stack),
             Err(errno) => Err(Failure { stage: "block signals".to_owned(), errno: errno as i32 }),
         };
         // Nobody waits for it any more: the driver has given up, and killed the child.
@@ -238,14 +242,23 @@ fn serve(jobs: &Receiver<Job>) {
 /// What the child needs, and where it leaves its failure.
 struct Child<'a> {
     recipe: &'a Recipe,
+    /// It was cloned in its control group.
+    joined: bool,
     descriptors: [RawFd; 4],
     words: Vec<*const c_char>,
     variables: Vec<*const c_char>,
-    /// The step that failed; past the last for the execution of the init.
-    failed: Option<(usize, Errno)>,
+    failed: Option<(Stage, Errno)>,
 }
 
-fn clone(recipe: &Recipe, ends: &Ends, pid: &AtomicI32, stack: &mut [u128]) -> Result<(), Failure> {
+/// Where a child failed.
+#[derive(Debug, Clone, Copy)]
+enum Stage {
+    Join,
+    Step(usize),
+    Execute,
+}
+
+fn bear(recipe: &Recipe, ends: &Ends, pid: &AtomicI32, stack: &mut [u128]) -> Result<(), Failure> {
     let null = std::fs::File::open("/dev/null").map_err(|error| Failure::of("open /dev/null", &error))?;
     let pointers =
         |texts: &[CString]| texts.iter().map(|text| text.as_ptr()).chain([ptr::null()]).collect::<Vec<_>>();
@@ -253,29 +266,38 @@ fn clone(recipe: &Recipe, ends: &Ends, pid: &AtomicI32, stack: &mut [u128]) -> R
         [&null as &dyn AsRawFd, &ends.stdout, &ends.stderr, &ends.socket].map(AsRawFd::as_raw_fd);
     let mut child = Child {
         recipe,
+        joined: recipe.cradle.is_some(),
         descriptors,
         words: pointers(&recipe.words),
         variables: pointers(&recipe.variables),
         failed: None,
     };
-    let flags = libc::CLONE_VM | libc::CLONE_VFORK | libc::CLONE_PARENT_SETTID | libc::SIGCHLD;
-    // SAFETY: the pointer is one past the end of the stack's own allocation.
-    let top = unsafe { stack.as_mut_ptr().add(stack.len()) };
+    let namespaces = u64::from(recipe.namespaces.bits().cast_unsigned());
     let context = ptr::from_mut(&mut child).cast::<c_void>();
-    // SAFETY: the child runs `become_plugin` on a stack of its own, and this thread waits until it has
-    // executed a program or ended (CLONE_VFORK), so that everything behind the pointers outlives it.
-    let cloned = unsafe {
-        libc::clone(become_plugin, top.cast(), flags | recipe.namespaces.bits(), context, pid.as_ptr())
-    };
-    Errno::result(cloned).map_err(|errno| Failure { stage: "clone".to_owned(), errno: errno as i32 })?;
-    match child.failed {
-        None => Ok(()),
-        Some((index, errno)) => {
-            let stage =
-                recipe.steps.get(index).map_or_else(|| "execute the init".to_owned(), Step::to_string);
-            Err(Failure { stage, errno: errno as i32 })
+    let in_group = recipe.cradle.as_ref().map(|cradle| {
+        // SAFETY: the child runs `become_plugin` on a stack of its own, and this thread waits until it has
+        // executed a program or ended, so that everything behind the pointers outlives it.
+        unsafe { clone::in_group(cradle, namespaces, become_plugin, context, stack, pid) }
+    });
+    let cloned = match in_group {
+        Some(Ok(())) => Ok(()),
+        // The kernel cannot (before Linux 5.7), or a filter forbids it.
+        Some(Err(Errno::ENOSYS | Errno::EINVAL | Errno::E2BIG | Errno::EPERM)) | None => {
+            child.joined = false;
+            let context = ptr::from_mut(&mut child).cast::<c_void>();
+            // SAFETY: as above.
+            unsafe { clone::beside(namespaces, become_plugin, context, stack, pid) }
         }
-    }
+        Some(Err(errno)) => Err(errno),
+    };
+    cloned.map_err(|errno| Failure { stage: "clone".to_owned(), errno: errno as i32 })?;
+    let Some((stage, errno)) = child.failed else { return Ok(()) };
+    let stage = match stage {
+        Stage::Join => "join the control group".to_owned(),
+        Stage::Step(index) => recipe.steps.get(index).map_or_else(String::new, ToString::to_string),
+        Stage::Execute => "execute the init".to_owned(),
+    };
+    Err(Failure { stage, errno: errno as i32 })
 }
 
 /// The child's life up to its init. It must not return from here into anything of the parent's.
@@ -289,12 +311,14 @@ extern "C" fn become_plugin(context: *mut c_void) -> c_int {
     127
 }
 
-fn prepare(child: &Child<'_>) -> Result<(), (usize, Errno)> {
-    let steps = &child.recipe.steps;
-    for (index, step) in steps.iter().enumerate() {
-        step.take().map_err(|errno| (index, errno))?;
+fn prepare(child: &Child<'_>) -> Result<(), (Stage, Errno)> {
+    for door in child.recipe.doors.iter().filter(|_| !child.joined) {
+        nix::unistd::write(door, b"0").map_err(|errno| (Stage::Join, errno))?;
     }
-    let last = |errno| (steps.len(), errno);
+    for (index, step) in child.recipe.steps.iter().enumerate() {
+        step.take().map_err(|errno| (Stage::Step(index), errno))?;
+    }
+    let last = |errno| (Stage::Execute, errno);
     // Away from where they shall be, lest one overwrites another; the copies go with execve.
     let mut moved = [0; 4];
     for (place, descriptor) in moved.iter_mut().zip(child.descriptors) {

@@ -176,7 +176,7 @@ fn count_crates(target: &StaticTarget) -> Result<usize, Failure> {
         &target.triple,
     ]);
     for program in PROGRAMS {
-        tree.args(["--package", program]);
+        tree.args(["--package", package(program)]);
     }
     Ok(crates_in(&cargo::capture(&mut tree)?))
 }
