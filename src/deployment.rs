@@ -46,7 +46,7 @@ const LAYER_PART: u64 = 4;
 const NOTIFY_SOCKET: &str = "/run/enclave/notify.sock";
 /// The telemetry plugin's variable with the port on which it takes OTLP.
 const HOST_PORT: &str = "HOST_PORT";
-/// Devices that a plugin of a supervisor without root's rights sees.
+/// Devices that a plugin sees which is not isolated.
 const DEVICES: [&str; 5] = ["null", "zero", "full", "random", "urandom"];
 
 /// Why a checked manifest cannot be run here.
@@ -180,6 +180,8 @@ pub struct Ground {
     pub surroundings: Surroundings,
     /// Their control groups, where there can be any.
     pub cgroups: Option<Cgroups>,
+    /// Whether they are isolated. It takes root's rights.
+    pub isolated: bool,
     /// Whether a plugin's writes can be kept apart from its image (overlayfs).
     pub layers: bool,
     /// Memory of the machine, in bytes.
@@ -218,7 +220,7 @@ pub fn prepare(
         egress.push((listener.rule, bound));
     }
     let mut peers = Vec::new();
-    if is_root() {
+    if ground.isolated {
         let ports: Vec<_> = candidate.manifest.plugins.iter().map(|p| (p.name.as_str(), served(p))).collect();
         let ports: Vec<(&str, &[u16])> =
             ports.iter().map(|(name, ports)| (*name, ports.as_slice())).collect();
@@ -303,6 +305,7 @@ impl Layout<'_> {
             binds,
             identity,
             capabilities: Capabilities::new(&security.capabilities_add, &security.capabilities_drop),
+            isolated: ground.isolated,
             network,
             cgroup: cgroup.as_deref(),
         };
@@ -324,7 +327,7 @@ impl Layout<'_> {
     }
 
     fn network(&self) -> Result<Option<NetworkNamespace>, PrepareError> {
-        if !is_root() {
+        if !self.ground.isolated {
             return Ok(None);
         }
         let made = NetworkNamespace::new();
@@ -350,7 +353,7 @@ impl Layout<'_> {
         write(&hosts_file, hosts.as_bytes(), 0o644).map_err(|e| state_error(&hosts_file, e))?;
         self.directory("/proc")?;
         self.directory("/dev")?;
-        if !is_root() {
+        if !self.ground.isolated {
             for device in DEVICES {
                 self.file(&format!("/dev/{device}"))?;
             }

@@ -78,6 +78,15 @@ pub enum Command {
 
 const SOCKET: &str = "/run/enclave/supervisor.sock";
 
+/// How far plugins are kept from one another and from the supervisor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Isolation {
+    /// By all that the kernel offers, as an enclave always does
+    Full,
+    /// By their root file systems alone: to measure what the rest costs
+    None,
+}
+
 /// How the supervisor came to run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Init {
@@ -111,6 +120,9 @@ pub struct RunOptions {
     /// program
     #[arg(long, env = "ENCLAVE_PLUGIN_INIT", value_name = "FILE")]
     pub plugin_init: Option<PathBuf>,
+    /// How far plugins are isolated; in a container only, an enclave does all it can
+    #[arg(long, env = "ENCLAVE_ISOLATION", value_enum, default_value = "full")]
+    pub isolation: Isolation,
     /// What the image says about manifests
     #[arg(long, env = "ENCLAVE_POLICY", default_value = "/etc/enclave/policy.json", value_name = "FILE")]
     pub policy: PathBuf,

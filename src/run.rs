@@ -37,7 +37,7 @@ use crate::{
     deployment::Ground,
     driver::{Driver, Parts},
     logs::{own, ring::Rings},
-    options::{Exit, Init, RunOptions},
+    options::{Exit, Init, Isolation, RunOptions},
     sample::system::Reading,
     status,
     sys::{
@@ -176,7 +176,7 @@ fn start(
     let boot_id = random_hex::<BOOT_ID_BYTES>()?;
     let mut remarks = remarks;
     let ground = ground(options, &boot_id, &mut remarks)?;
-    let judge = Arc::new(judge(options, remarks)?);
+    let judge = Arc::new(judge(options, ground.isolated, remarks)?);
     let (commands, command_queue) = mpsc::channel(COMMANDS_MAX);
     let (ingress, ingress_queue) = mpsc::channel(INGRESS_WAITING_MAX);
     let status = Status { measurements, ..status::awaiting(&boot_id) };
@@ -235,7 +235,13 @@ fn ground(options: &RunOptions, boot_id: &str, remarks: &mut Vec<Condition>) -> 
     let init = Arc::new(Program::find(options.plugin_init.as_deref())?);
     let memory = Reading::take().map_or(0, |reading| reading.memory_total);
     let name = format!("enclave-{}", boot_id.get(..12).unwrap_or(boot_id));
-    let made = if root { Cgroups::make(&name, memory, options.init != Init::Container) } else { Ok(None) };
+    let isolated = root && (options.isolation == Isolation::Full || options.init != Init::Container);
+    if root && !isolated {
+        let message = "plugins share the supervisor's processes, network and rights, as it was asked for";
+        remark("NotIsolated", message.to_owned());
+    }
+    let made =
+        if isolated { Cgroups::make(&name, memory, options.init != Init::Container) } else { Ok(None) };
     let cgroups = made.unwrap_or_else(|error| {
         remark("NoControlGroups", format!("cannot make control groups: {error}: plugins are not limited"));
         None
@@ -251,15 +257,15 @@ fn ground(options: &RunOptions, boot_id: &str, remarks: &mut Vec<Condition>) -> 
         let message = format!("the kernel offers no control group for {}", missing.join(", "));
         remark("LimitsNotInForce", format!("{message}: such limits do not hold"));
     }
-    let layers = root && sys::mount::knows("overlay");
-    if root && !layers {
+    let layers = isolated && sys::mount::knows("overlay");
+    if isolated && !layers {
         let message = "the kernel has no overlayfs: what a plugin writes stays in its image until the end";
         remark("NoWritableLayer", message.to_owned());
     }
     let run = options.socket.parent().unwrap_or_else(|| Path::new("/")).to_owned();
     let surroundings = Surroundings::new()
         .map_err(|source| RunError::Io { what: "the plugins' surroundings".to_owned(), source })?;
-    Ok(Ground { run, init, surroundings, cgroups, layers, memory })
+    Ok(Ground { run, init, surroundings, cgroups, isolated, layers, memory })
 }
 
 /// Binds the sockets and serves them. Over vsock the socket for ingress is `net`'s to serve.
@@ -338,7 +344,7 @@ async fn confess(options: &RunOptions, rings: &Arc<Rings>, error: &RunError) {
     }
 }
 
-fn judge(options: &RunOptions, mut remarks: Vec<Condition>) -> Result<Judge, RunError> {
+fn judge(options: &RunOptions, own_networks: bool, mut remarks: Vec<Condition>) -> Result<Judge, RunError> {
     let mut remark = |kind: &str, message: String| {
         tracing::warn!(kind, "{message}");
         remarks.push(Condition { kind: kind.to_owned(), message });
@@ -376,7 +382,7 @@ fn judge(options: &RunOptions, mut remarks: Vec<Condition>) -> Result<Judge, Run
         },
         Err(source) => return Err(RunError::Io { what: format!("policy {path}"), source }),
     };
-    Ok(Judge { catalog, policy, remarks })
+    Ok(Judge { catalog, policy, own_networks, remarks })
 }
 
 /// Reads at most one byte more than a policy may have: the parser then says that it is too long.

@@ -28,6 +28,8 @@ pub struct Judge {
     pub catalog: Catalog,
     /// What the image says about manifests. An enclave's image without a policy runs none.
     pub policy: Option<Policy>,
+    /// Whether each plugin has a network of its own.
+    pub own_networks: bool,
     /// Said beside every accepted manifest.
     pub remarks: Vec<Condition>,
 }
@@ -80,8 +82,35 @@ impl Judge {
         policy.decide(&digest, signature.as_deref()).map_err(|refusal| refused(&refusal.to_string()))?;
         let mut conditions = manifest.conditions();
         conditions.extend(self.remarks.iter().cloned());
-        conditions.extend(conflicts(&manifest));
+        conditions.extend(self.conflicts(&manifest));
         Ok(Candidate { manifest, files, digest, egress_port, instance_id, conditions })
+    }
+
+    /// Ports that stand in each other's way.
+    fn conflicts(&self, manifest: &Manifest) -> Vec<Condition> {
+        let own_networks = self.own_networks;
+        let served: Vec<_> =
+            manifest.plugins.iter().map(|p| (p.name.as_str(), deployment::served(p))).collect();
+        let ports: Vec<(&str, &[u16])> =
+            served.iter().map(|(name, ports)| (*name, ports.as_slice())).collect();
+        let condition = |kind: &str, message: String| Condition { kind: kind.to_owned(), message };
+        // Plans that cannot be made are errors where they are used.
+        let shared = Peers::new(&ports).map(|peers| peers.shared).unwrap_or_default();
+        let shared = shared.into_iter().map(|shared| {
+            let message = if own_networks {
+                shared.to_string()
+            } else {
+                let PortShared { port, first, second } = shared;
+                format!("{first} and {second} both serve port {port} in one network: one of them gets it")
+            };
+            condition("ContainerPortConflict", message)
+        });
+        let listening = || ports.iter().flat_map(|(name, ports)| ports.iter().map(|port| (*name, *port)));
+        let taken = Plan::new(&manifest.plan().egress).map(|plan| {
+            if own_networks { plan.own_conflicts(listening()) } else { plan.conflicts(listening()) }
+        });
+        let taken = taken.unwrap_or_default().into_iter();
+        shared.chain(taken.map(|conflict| condition("EgressPortConflict", conflict.to_string()))).collect()
     }
 
     /// Plugins that are not in the image and that the manifest's checker could not miss: telemetry, whose
@@ -90,30 +119,6 @@ impl Judge {
         let missing = manifest.plugins.iter().filter(|plugin| self.catalog.get(&plugin.name).is_none());
         missing.map(|plugin| plugin.diagnostic("is not baked into this image")).collect()
     }
-}
-
-/// Ports that stand in each other's way. Without root's rights all plugins share one network.
-fn conflicts(manifest: &Manifest) -> Vec<Condition> {
-    let own_networks = nix::unistd::Uid::effective().is_root();
-    let served: Vec<_> = manifest.plugins.iter().map(|p| (p.name.as_str(), deployment::served(p))).collect();
-    let ports: Vec<(&str, &[u16])> = served.iter().map(|(name, ports)| (*name, ports.as_slice())).collect();
-    let condition = |kind: &str, message: String| Condition { kind: kind.to_owned(), message };
-    // Plans that cannot be made are errors where they are used.
-    let shared = Peers::new(&ports).map(|peers| peers.shared).unwrap_or_default();
-    let shared = shared.into_iter().map(|shared| {
-        let message = if own_networks {
-            shared.to_string()
-        } else {
-            let PortShared { port, first, second } = shared;
-            format!("{first} and {second} both serve port {port} in one network: one of them gets it")
-        };
-        condition("ContainerPortConflict", message)
-    });
-    let listening = || ports.iter().flat_map(|(name, ports)| ports.iter().map(|port| (*name, *port)));
-    let taken = Plan::new(&manifest.plan().egress)
-        .map(|plan| if own_networks { plan.own_conflicts(listening()) } else { plan.conflicts(listening()) });
-    let taken = taken.unwrap_or_default().into_iter();
-    shared.chain(taken.map(|conflict| condition("EgressPortConflict", conflict.to_string()))).collect()
 }
 
 fn bounded(files: &Files) -> Result<(), Box<Problem>> {
@@ -175,7 +180,7 @@ mod tests {
             "apiVersion": "k8s.oblv.com/v1alpha1", "kind": "NitroEnclaveDeployment", "metadata": {"name": "test"},
             "spec": {"userPlugins": [{"name": "app", "image": "test/app:1", "command": ["/app"]}]},
         });
-        Judge { catalog, policy, remarks: Vec::new() }.examine(ManifestRequest {
+        Judge { catalog, policy, own_networks: false, remarks: Vec::new() }.examine(ManifestRequest {
             manifest: manifest.to_string(),
             files: Files::default(),
             signature: None,

@@ -48,6 +48,8 @@ pub struct Launch<'a> {
     pub identity: Identity,
     /// What it may do beyond that.
     pub capabilities: Capabilities,
+    /// Whether it is isolated, which takes root's rights; it has a root file system of its own anyway.
+    pub isolated: bool,
     /// Its network; the supervisor's own without.
     pub network: Option<&'a NetworkNamespace>,
     /// Its control group.
@@ -90,18 +92,22 @@ impl Recipe {
         init: Arc<Program>,
     ) -> Result<Self, Failure> {
         let root = Uid::effective().is_root();
+        let isolated = launch.isolated;
         let mut steps = Steps { launch, root: launch.root.clone(), list: List::default() };
         steps.list.add(Step::Session);
         let invalid = |error| Failure::of("prepare the start", &error);
         let doors = launch.cgroup.map(Cgroup::doors).transpose().map_err(invalid)?.unwrap_or_default();
         let cradle = launch.cgroup.map(Cgroup::cradle).transpose().map_err(invalid)?.flatten();
-        if root { steps.isolate(surroundings) } else { steps.unprivileged() }.map_err(invalid)?;
-        let filter = seccomp::filter(&launch.capabilities);
+        if isolated { steps.isolate(surroundings) } else { steps.separate(root) }.map_err(invalid)?;
         steps.list.add(Step::DieWithParent);
-        steps.list.add(Step::Filter(Arc::new(filter)));
+        if isolated || !root {
+            steps.list.add(Step::Filter(Arc::new(seccomp::filter(&launch.capabilities))));
+        }
         let mut namespaces = CloneFlags::CLONE_NEWNS;
-        namespaces |= if root {
+        namespaces |= if isolated {
             CloneFlags::CLONE_NEWPID | CloneFlags::CLONE_NEWIPC | CloneFlags::CLONE_NEWUTS
+        } else if root {
+            CloneFlags::empty()
         } else {
             CloneFlags::CLONE_NEWUSER
         };
@@ -157,13 +163,16 @@ impl Steps<'_> {
         Ok(())
     }
 
-    /// In a user namespace of its own, which is what it takes to mount anything.
-    fn unprivileged(&mut self) -> io::Result<()> {
-        let (uid, gid) = (Uid::effective(), Gid::effective());
-        // Without this the kernel refuses an unprivileged gid map.
-        self.write(c"/proc/self/setgroups", "deny", true);
-        self.write(c"/proc/self/uid_map", &format!("{uid} {uid} 1"), true);
-        self.write(c"/proc/self/gid_map", &format!("{gid} {gid} 1"), true);
+    /// Only a root file system of its own; without root's rights in a user namespace, which is what it takes
+    /// to mount anything.
+    fn separate(&mut self, root: bool) -> io::Result<()> {
+        if !root {
+            let (uid, gid) = (Uid::effective(), Gid::effective());
+            // Without this the kernel refuses an unprivileged gid map.
+            self.write(c"/proc/self/setgroups", "deny", true);
+            self.write(c"/proc/self/uid_map", &format!("{uid} {uid} 1"), true);
+            self.write(c"/proc/self/gid_map", &format!("{gid} {gid} 1"), true);
+        }
         self.list.add(Step::PrivateMounts);
         // A mount of its own, because only a mount can become the root.
         self.list.bind(&self.launch.root.clone(), &self.root.clone(), false)?;
@@ -179,6 +188,10 @@ impl Steps<'_> {
         self.list.add(Step::Root);
         self.list.add(Step::Enter(CString::new(self.launch.cwd.as_str())?));
         self.limits()?;
+        if root {
+            self.list.add(Step::User { identity: self.launch.identity, alone: true });
+            return Ok(());
+        }
         let confinement = Arc::new(self.launch.capabilities.confinement().map_err(io::Error::other)?);
         self.list.add(Step::Keep { confinement, root: false });
         Ok(())

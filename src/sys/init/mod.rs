@@ -88,7 +88,30 @@ pub fn main(words: impl Iterator<Item = OsString>) -> u8 {
     report(Report::Started);
     let mut init = Init { socket, main, beside: [const { None }; COMMANDS_MAX] };
     while init.attend(&signals) {}
+    if std::process::id() != 1 {
+        kill_descendants();
+    }
     0
+}
+
+/// What the kernel does for the init of a namespace: ends all that it has adopted or started. Best effort,
+/// where there is no namespace: a process that forks faster than this kills may escape.
+fn kill_descendants() {
+    const ROUNDS_MAX: usize = 100;
+    let own = std::process::id();
+    for _ in 0..ROUNDS_MAX {
+        let children =
+            std::fs::read_to_string(format!("/proc/{own}/task/{own}/children")).unwrap_or_default();
+        let pids: Vec<i32> = children.split_whitespace().filter_map(|pid| pid.parse().ok()).collect();
+        if pids.is_empty() {
+            return;
+        }
+        for pid in pids {
+            kill(pid, libc::SIGKILL);
+            // SAFETY: a null pointer for the status is allowed.
+            unsafe { libc::waitpid(pid, std::ptr::null_mut(), 0) };
+        }
+    }
 }
 
 /// A packet that finds no room belongs to a supervisor that has not read hundreds before it: it is lost.
