@@ -42,6 +42,9 @@ use crate::{
 const PIDS: u32 = 1024;
 /// Without a memory limit, a plugin's writes to its root file system may take this part of the memory.
 const LAYER_PART: u64 = 4;
+/// With one, this part of it: they count as its memory, and a full file system shall be an error that the
+/// plugin hears of and not its end.
+const LAYER_PART_OF_LIMIT: u64 = 2;
 /// Where a plugin tells that it is ready.
 const NOTIFY_SOCKET: &str = "/run/enclave/notify.sock";
 /// The telemetry plugin's variable with the port on which it takes OTLP.
@@ -343,7 +346,8 @@ impl Layout<'_> {
         }
         let directory = self.dir.join("layer");
         fs::create_dir(&directory).map_err(|error| state_error(&directory, error))?;
-        let bytes = self.plugin.limits.memory_bytes.unwrap_or(self.ground.memory / LAYER_PART);
+        let of_limit = self.plugin.limits.memory_bytes.map(|bytes| bytes / LAYER_PART_OF_LIMIT);
+        let bytes = of_limit.unwrap_or(self.ground.memory / LAYER_PART);
         Ok(Writes::Layer { directory, bytes })
     }
 
