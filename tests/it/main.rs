@@ -18,6 +18,7 @@ mod enclave;
 mod environment;
 mod grants;
 mod host;
+mod isolation;
 mod logs;
 mod main_path;
 mod manifests;
