@@ -19,6 +19,7 @@ mod environment;
 mod grants;
 mod host;
 mod isolation;
+mod limits;
 mod logs;
 mod main_path;
 mod manifests;

@@ -1,0 +1,166 @@
+//! Limits of memory, CPU and processes: who exceeds them is ended or slowed down, and nobody else notices.
+
+use std::time::Duration;
+
+use enclave_protocol::control::PluginPhase;
+use serde_json::{Value, json};
+
+use crate::{
+    client::point,
+    enclave::{Enclave, How, Killer, is},
+    patience::eventually,
+    scene::{Scene, deployment, idle, script, with},
+};
+
+/// Whether plugins can be limited in this here: by root, in whichever version of control groups there is.
+fn limits(controller: &str) -> bool {
+    let root = std::path::Path::new("/sys/fs/cgroup");
+    let unified = std::fs::read_to_string(root.join("cgroup.controllers")).unwrap_or_default();
+    let offered = root.join(controller).is_dir() || unified.split_whitespace().any(|name| name == controller);
+    let can = nix::unistd::geteuid().is_root() && offered;
+    if !can {
+        crate::not_run(&format!("there can be no control groups for {controller} here"));
+    }
+    can
+}
+
+/// A witness beside the plugin that is looked at.
+struct Pair {
+    enclave: Enclave,
+    witness: u32,
+}
+
+impl Pair {
+    fn start(app: Value, killer: Killer) -> Self {
+        let scene = Scene::with_app();
+        scene.busybox("witness", json!({}));
+        let mut enclave = scene.start_as(How { killer, ..How::default() });
+        enclave.run(&deployment(json!([idle("witness"), app])));
+        let witness = enclave.started("witness");
+        Self { enclave, witness }
+    }
+
+    /// Nothing has happened to the witness, and the supervisor ends in order and in time.
+    fn finish(mut self) {
+        let witness = self.enclave.plugin("witness");
+        assert_eq!((witness.pid, witness.restarts, witness.ready), (Some(self.witness), 0, true));
+        self.enclave.drain(2);
+        assert_eq!(self.enclave.finish().exit.code(), Some(0));
+    }
+}
+
+fn limited(app: Value, limits: Value) -> Value {
+    // It waits before it does the same again.
+    let restart = json!({"initialDelay": "30s", "maxDelay": "30s", "maxRestarts": 1});
+    with(app, json!({"resources": {"limits": limits}, "restart": restart, "restartPolicy": "OnFailure"}))
+}
+
+#[test]
+fn a_plugin_that_exceeds_its_memory_is_shown_as_killed_for_it_and_its_neighbour_goes_on() {
+    if !limits("memory") {
+        return;
+    }
+    // `tail` keeps the last line, and this one has no end.
+    let app = limited(script("app", "exec tail /dev/zero"), json!({"memory": "64Mi"}));
+    let pair = Pair::start(app, Killer::Here);
+    let enclave = &pair.enclave;
+    enclave.events().until("the last end", |event| is(event, "app", "GaveUp"));
+    let plugin = enclave.plugin("app");
+    let exit = plugin.last_exit.unwrap();
+    assert_eq!((exit.code, exit.signal, exit.oom), (None, Some(9), true));
+    assert_eq!((plugin.phase, plugin.oom_kills), (PluginPhase::Failed, 2));
+    enclave.client.until_is("enclave_plugin_oom_kills_total", &[("plugin", "app")], 2.0);
+    enclave.client.until_is("enclave_plugin_oom_kills_total", &[("plugin", "witness")], 0.0);
+    pair.finish();
+}
+
+#[test]
+fn files_in_memory_count_and_a_child_that_is_killed_is_not_the_plugins_end() {
+    if !limits("memory") {
+        return;
+    }
+    let text = "dd if=/dev/zero of=/dev/shm/fill bs=65536 count=640 2>&1 | grep -v records\n\
+                tail /dev/zero; echo ended with $?; rm /dev/shm/fill; exec sleep 1000";
+    let pair = Pair::start(limited(script("app", text), json!({"memory": "64Mi"})), Killer::Here);
+    assert_eq!(pair.enclave.line("app", "ended with"), "ended with 137");
+    assert_eq!(pair.enclave.plugin("app").restarts, 0);
+    pair.finish();
+}
+
+#[test]
+fn a_fork_bomb_ends_at_its_limit_and_can_be_drained() {
+    if !limits("pids") {
+        return;
+    }
+    // Each shell starts two more; as soon as one cannot, it says so and waits.
+    let text = "echo 'trap \"\" TERM; sh /tmp/bomb & sh /tmp/bomb & wait; exec sleep 1000' > /tmp/bomb\n\
+                sh /tmp/bomb 2>&1 | head -n 1; exec sleep 1000";
+    let app = limited(script("app", text), json!({"pids": 64}));
+    let pair = Pair::start(app, Killer::Absent);
+    pair.enclave.line("app", "/tmp/bomb: ");
+    let processes = [("plugin", "app")];
+    let full = |value: f64| (60.0..=64.0).contains(&value);
+    pair.enclave.client.until_sampled("enclave_plugin_processes", &processes, full);
+    assert_eq!(pair.enclave.plugin("app").restarts, 0);
+    pair.finish();
+}
+
+#[test]
+fn a_plugin_without_a_limit_of_its_own_still_has_one_for_processes() {
+    if !limits("pids") {
+        return;
+    }
+    let text = "i=0; while sleep 1000 & do i=$((i+1)); done 2>&1 | head -n 1; exec sleep 1000";
+    let pair = Pair::start(limited(script("app", text), json!({})), Killer::Absent);
+    pair.enclave.line("app", "/bin/sh: can't fork");
+    pair.finish();
+}
+
+/// The plugin's CPU seconds and the time of the sample.
+fn cpu(enclave: &Enclave) -> Option<(f64, u64)> {
+    let sample = enclave.client.sample()?;
+    Some((point(&sample, "enclave_plugin_cpu_seconds_total", &[("plugin", "app")])?, sample.time.0))
+}
+
+#[test]
+fn a_busy_loop_gets_the_part_of_a_core_that_it_may_have() {
+    const WINDOW: Duration = Duration::from_secs(3);
+    if !limits("cpu") {
+        return;
+    }
+    let app = limited(script("app", "echo busy; while :; do :; done"), json!({"cpu": "200m"}));
+    let pair = Pair::start(app, Killer::Absent);
+    pair.enclave.line("app", "busy");
+    let (before, begun) = eventually("a first sample", || cpu(&pair.enclave).filter(|(cpu, _)| *cpu > 0.0));
+    let (share, _) = eventually("a window's samples", || {
+        let (now, time) = cpu(&pair.enclave)?;
+        let window = Duration::from_nanos(time.checked_sub(begun)?);
+        (window >= WINDOW).then(|| ((now - before) / window.as_secs_f64(), window))
+    });
+    // A loaded machine may give it less.
+    assert!(share > 0.0 && share < 0.35, "{share}");
+    pair.finish();
+}
+
+#[test]
+fn a_plugin_that_opens_all_it_may_harms_nobody() {
+    // It opens the same file again and again, and keeps them all.
+    let text = "ulimit -n 512; exec tail -f $(yes /dev/null | head -n 600) 2>&1";
+    let pair = Pair::start(limited(script("app", text), json!({})), Killer::Absent);
+    let said = pair.enclave.line("app", "tail:");
+    assert_eq!(said, "tail: can't open '/dev/null': Too many open files");
+    pair.finish();
+}
+
+#[test]
+fn a_plugin_that_fills_its_file_system_harms_nobody() {
+    if !limits("memory") {
+        return;
+    }
+    let text = "dd if=/dev/zero of=/fill bs=65536 2>&1 | grep -v records; echo x > /more || exec sleep 1000";
+    let app = limited(script("app", text), json!({"memory": "32Mi"}));
+    let pair = Pair::start(app, Killer::Absent);
+    pair.enclave.line("app", "dd: error writing '/fill': No space left on device");
+    assert_eq!((pair.enclave.plugin("app").restarts, pair.enclave.plugin("app").oom_kills), (0, 0));
+    pair.finish();
+}
