@@ -8,6 +8,7 @@
 mod egress;
 mod knobs;
 mod metrics;
+mod notify;
 mod options;
 mod query;
 mod routes;
@@ -37,6 +38,9 @@ async fn run(options: &options::Options) -> std::io::Result<u8> {
     let mut terminate = signal(SignalKind::terminate())?;
     let listener = TcpListener::bind(options.address()).await?;
     writeln!(std::io::stdout(), "hello: pid {} listens on {}", std::process::id(), listener.local_addr()?)?;
+    if let Some(socket) = std::env::var_os(notify::VARIABLE) {
+        notify::ready(&socket)?;
+    }
     let stop = async move {
         terminate.recv().await;
     };
