@@ -28,6 +28,7 @@ mod oom;
 mod orphans;
 mod otlp;
 mod patience;
+mod probes;
 mod process;
 mod proxy;
 mod scene;
