@@ -9,7 +9,8 @@ use crate::{
     client::point,
     enclave::{Enclave, How, Killer, is},
     patience::eventually,
-    scene::{Scene, deployment, idle, script, with},
+    scene::{script, with},
+    witness::Pair,
 };
 
 /// Whether plugins can be limited in this here: by root, in whichever version of control groups there is.
@@ -24,30 +25,7 @@ fn limits(controller: &str) -> bool {
     can
 }
 
-/// A witness beside the plugin that is looked at.
-struct Pair {
-    enclave: Enclave,
-    witness: u32,
-}
-
-impl Pair {
-    fn start(app: Value, killer: Killer) -> Self {
-        let scene = Scene::with_app();
-        scene.busybox("witness", json!({}));
-        let mut enclave = scene.start_as(How { killer, ..How::default() });
-        enclave.run(&deployment(json!([idle("witness"), app])));
-        let witness = enclave.started("witness");
-        Self { enclave, witness }
-    }
-
-    /// Nothing has happened to the witness, and the supervisor ends in order and in time.
-    fn finish(mut self) {
-        let witness = self.enclave.plugin("witness");
-        assert_eq!((witness.pid, witness.restarts, witness.ready), (Some(self.witness), 0, true));
-        self.enclave.drain(2);
-        assert_eq!(self.enclave.finish().exit.code(), Some(0));
-    }
-}
+const KILLER: How = How { killer: Killer::Here, as_init: false, through: Vec::new(), sample_interval: None };
 
 fn limited(app: Value, limits: Value) -> Value {
     // It waits before it does the same again.
@@ -62,7 +40,7 @@ fn a_plugin_that_exceeds_its_memory_is_shown_as_killed_for_it_and_its_neighbour_
     }
     // `tail` keeps the last line, and this one has no end.
     let app = limited(script("app", "exec tail /dev/zero"), json!({"memory": "64Mi"}));
-    let pair = Pair::start(app, Killer::Here);
+    let pair = Pair::start_as(app, KILLER);
     let enclave = &pair.enclave;
     enclave.events().until("the last end", |event| is(event, "app", "GaveUp"));
     let plugin = enclave.plugin("app");
@@ -81,7 +59,7 @@ fn files_in_memory_count_and_a_child_that_is_killed_is_not_the_plugins_end() {
     }
     let text = "dd if=/dev/zero of=/dev/shm/fill bs=65536 count=640 2>&1 | grep -v records\n\
                 tail /dev/zero; echo ended with $?; rm /dev/shm/fill; exec sleep 1000";
-    let pair = Pair::start(limited(script("app", text), json!({"memory": "64Mi"})), Killer::Here);
+    let pair = Pair::start_as(limited(script("app", text), json!({"memory": "64Mi"})), KILLER);
     assert_eq!(pair.enclave.line("app", "ended with"), "ended with 137");
     assert_eq!(pair.enclave.plugin("app").restarts, 0);
     pair.finish();
@@ -96,7 +74,7 @@ fn a_fork_bomb_ends_at_its_limit_and_can_be_drained() {
     let text = "echo 'trap \"\" TERM; sh /tmp/bomb & sh /tmp/bomb & wait; exec sleep 1000' > /tmp/bomb\n\
                 sh /tmp/bomb 2>&1 | head -n 1; exec sleep 1000";
     let app = limited(script("app", text), json!({"pids": 64}));
-    let pair = Pair::start(app, Killer::Absent);
+    let pair = Pair::start(app);
     pair.enclave.line("app", "/tmp/bomb: ");
     let processes = [("plugin", "app")];
     let full = |value: f64| (60.0..=64.0).contains(&value);
@@ -111,7 +89,7 @@ fn a_plugin_without_a_limit_of_its_own_still_has_one_for_processes() {
         return;
     }
     let text = "i=0; while sleep 1000 & do i=$((i+1)); done 2>&1 | head -n 1; exec sleep 1000";
-    let pair = Pair::start(limited(script("app", text), json!({})), Killer::Absent);
+    let pair = Pair::start(limited(script("app", text), json!({})));
     pair.enclave.line("app", "/bin/sh: can't fork");
     pair.finish();
 }
@@ -129,7 +107,7 @@ fn a_busy_loop_gets_the_part_of_a_core_that_it_may_have() {
         return;
     }
     let app = limited(script("app", "echo busy; while :; do :; done"), json!({"cpu": "200m"}));
-    let pair = Pair::start(app, Killer::Absent);
+    let pair = Pair::start(app);
     pair.enclave.line("app", "busy");
     let (before, begun) = eventually("a first sample", || cpu(&pair.enclave).filter(|(cpu, _)| *cpu > 0.0));
     let (share, _) = eventually("a window's samples", || {
@@ -146,7 +124,7 @@ fn a_busy_loop_gets_the_part_of_a_core_that_it_may_have() {
 fn a_plugin_that_opens_all_it_may_harms_nobody() {
     // It opens the same file again and again, and keeps them all.
     let text = "ulimit -n 512; exec tail -f $(yes /dev/null | head -n 600) 2>&1";
-    let pair = Pair::start(limited(script("app", text), json!({})), Killer::Absent);
+    let pair = Pair::start(limited(script("app", text), json!({})));
     let said = pair.enclave.line("app", "tail:");
     assert_eq!(said, "tail: can't open '/dev/null': Too many open files");
     pair.finish();
@@ -159,7 +137,7 @@ fn a_plugin_that_fills_its_file_system_harms_nobody() {
     }
     let text = "dd if=/dev/zero of=/fill bs=65536 2>&1 | grep -v records; echo x > /more || exec sleep 1000";
     let app = limited(script("app", text), json!({"memory": "32Mi"}));
-    let pair = Pair::start(app, Killer::Absent);
+    let pair = Pair::start(app);
     pair.enclave.line("app", "dd: error writing '/fill': No space left on device");
     assert_eq!((pair.enclave.plugin("app").restarts, pair.enclave.plugin("app").oom_kills), (0, 0));
     pair.finish();

@@ -10,6 +10,7 @@
 #![expect(clippy::needless_pass_by_value, reason = "manifests are written where they are handed over")]
 #![expect(clippy::print_stderr, reason = "a test explains itself")]
 
+mod bad_plugins;
 mod client;
 mod collector;
 mod command_line;
@@ -36,6 +37,7 @@ mod signed;
 mod stalls;
 mod stopping;
 mod supervision;
+mod witness;
 
 /// Says that a test cannot run here, past the capture of its output: a test is never skipped in silence.
 fn not_run(why: &str) {

@@ -10,8 +10,8 @@ use crate::{
     enclave::{Enclave, is},
     host::ingress,
     patience::eventually,
-    process::{command_line, table},
     scene::{Scene, deployment, idle, product, script, with},
+    witness::count,
 };
 
 /// A probe that is asked every second and counts at once.
@@ -46,17 +46,6 @@ fn with_hello() -> Scene {
     let scene = Scene::with_app();
     fs::copy(product("hello"), scene.root("app").join("hello")).unwrap();
     scene
-}
-
-/// Running processes whose command line ends with these words, seen from outside.
-fn count(words: &[&str]) -> usize {
-    let runs = |pid: i32| {
-        let mut line = command_line(pid);
-        // Each word ends with a NUL, also the last.
-        line.pop();
-        line.iter().map(String::as_str).collect::<Vec<_>>().ends_with(words)
-    };
-    table().into_iter().filter(|entry| entry.state != 'Z' && runs(entry.pid)).count()
 }
 
 #[test]
