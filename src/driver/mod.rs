@@ -118,9 +118,10 @@ enum BeginError {
 
 /// See the module.
 pub struct Driver {
+    /// Dropped before what it stands on: a control group is removed when there are none within it any more.
+    running: Option<Running>,
     parts: Parts,
     clock: Clock,
-    running: Option<Running>,
     sockets: JoinSet<()>,
     started: Timestamp,
     cpu_first: Option<Cpu>,
@@ -146,9 +147,9 @@ impl Driver {
     /// A driver that waits for a manifest.
     pub fn new(parts: Parts, clock: Clock) -> Self {
         Self {
+            running: None,
             parts,
             clock,
-            running: None,
             sockets: JoinSet::new(),
             started: clock.wall(),
             cpu_first: None,
