@@ -11,10 +11,13 @@
 #![expect(clippy::print_stderr, reason = "a test explains itself")]
 
 mod bad_plugins;
+mod chaos;
 mod client;
 mod collector;
 mod command_line;
 mod control;
+#[path = "../sim/dice.rs"]
+mod dice;
 mod enclave;
 mod environment;
 mod grants;
