@@ -22,16 +22,30 @@ use crate::{
     options::{BuildOptions, Environment, Given, Nsm, PolicyKind},
     policy, program,
     program::Machine,
-    ramdisk::{self, Author, Plugin},
+    ramdisk::{self, Author, Plugin, Programs},
     signing::Signing,
     spool::Spool,
     tree::{Meta, Tree},
 };
 
 /// The base image's telemetry program.
-const TELEMETRY_PROGRAM: &str = "enclave-telemetry";
+const TELEMETRY_PROGRAM: Ours =
+    Ours { name: "enclave-telemetry", package: "enclave-telemetry", option: "--telemetry" };
 /// The program that becomes `/init`.
-const SUPERVISOR_PROGRAM: &str = "enclave-supervisor";
+const SUPERVISOR_PROGRAM: Ours =
+    Ours { name: "enclave-supervisor", package: "enclave-supervisor", option: "--supervisor" };
+/// The program that is the init of every plugin.
+const PLUGIN_INIT_PROGRAM: Ours =
+    Ours { name: "enclave-init", package: "enclave-supervisor", option: "--plugin-init" };
+
+/// A program of ours that goes into images.
+struct Ours {
+    name: &'static str,
+    /// Cargo's package of it.
+    package: &'static str,
+    /// How another file is named in its stead.
+    option: &'static str,
+}
 
 /// Builds an image. `remark` hears what the user should know.
 pub fn build(
@@ -44,9 +58,7 @@ pub fn build(
     let policy = policy::write(options.policy, &options.policy_keys, &digest)?;
     let kernel = options.kernel_choice(environment).read()?;
     remark(&format!("kernel {} ({})", kernel.path.display(), kernel.version));
-    let supervisor =
-        options.supervisor.clone().map_or_else(|| beside(environment, SUPERVISOR_PROGRAM), Ok)?;
-    let supervisor = program::read(&supervisor, kernel.machine)?;
+    let programs = programs(options, environment, kernel.machine)?;
 
     let limits = Limits::default();
     let mut spool = Spool::new(limits.bytes).map_err(|error| Failure::Internal(error.to_string()))?;
@@ -64,7 +76,7 @@ pub fn build(
     plugins.sort_by(|a, b| a.name.cmp(&b.name));
     clamp(&mut plugins, options, build_time);
 
-    let boot = ramdisk::boot(&supervisor, &kernel.modules, &mut spool)?;
+    let boot = ramdisk::boot(&programs, &kernel.modules, &mut spool)?;
     let application = ramdisk::application(&plugins, &policy, build_time, &mut spool)?;
     let nsm = match options.nsm {
         Nsm::Required => "enclave.init=vm enclave.nsm=required",
@@ -185,14 +197,16 @@ fn base_telemetry(
     build_time: u32,
     spool: &mut Spool,
 ) -> Outcome<Plugin> {
-    let path = options.telemetry.clone().map_or_else(|| beside(environment, TELEMETRY_PROGRAM), Ok)?;
+    let Ours { name, .. } = TELEMETRY_PROGRAM;
+    let dir = environment.program_dir.as_deref();
+    let path = options.telemetry.clone().map_or_else(|| TELEMETRY_PROGRAM.within(dir), Ok)?;
     let mut author = Author::new(spool, build_time);
-    author.file(TELEMETRY_PROGRAM, 0o755, &program::read(&path, machine)?)?;
-    let entrypoint = vec![format!("/{TELEMETRY_PROGRAM}")];
+    author.file(name, 0o755, &program::read(&path, machine)?)?;
+    let entrypoint = vec![format!("/{name}")];
     Ok(Plugin {
         name: TELEMETRY.to_owned(),
         config: BakedConfig {
-            image: TELEMETRY_PROGRAM.to_owned(),
+            image: name.to_owned(),
             base: true,
             config: ImageConfig { entrypoint, ..ImageConfig::default() },
         },
@@ -200,23 +214,38 @@ fn base_telemetry(
     })
 }
 
-/// A program of ours, installed beside this one.
-fn beside(environment: &Environment, name: &str) -> Outcome<PathBuf> {
-    let dir = environment.program_dir.as_ref();
-    let dir = dir.ok_or_else(|| Failure::Internal("the path of this program cannot be read".to_owned()))?;
-    let path = dir.join(name);
-    if path.is_file() {
-        return Ok(path);
+/// The supervisor and what is beside it. Without the plugins' init it would do that work too, and cost every
+/// plugin more memory: that is nothing to find out in production.
+fn programs(options: &BuildOptions, environment: &Environment, machine: Machine) -> Outcome<Programs> {
+    let dir = environment.program_dir.as_deref();
+    let supervisor = options.supervisor.clone().map_or_else(|| SUPERVISOR_PROGRAM.within(dir), Ok)?;
+    let beside = || PLUGIN_INIT_PROGRAM.within(supervisor.parent());
+    let plugin_init = options.plugin_init.clone().map_or_else(beside, Ok)?;
+    Ok(Programs {
+        supervisor: program::read(&supervisor, machine)?,
+        plugin_init: program::read(&plugin_init, machine)?,
+    })
+}
+
+impl Ours {
+    /// Where it is installed, if it is.
+    fn within(&self, dir: Option<&Path>) -> Outcome<PathBuf> {
+        let dir =
+            dir.ok_or_else(|| Failure::Internal("the path of this program cannot be read".to_owned()))?;
+        let Self { name, package, option } = self;
+        let path = dir.join(name);
+        if path.is_file() {
+            return Ok(path);
+        }
+        Err(Failure::input(
+            path,
+            format!(
+                "no such program; build it with cargo build --release --package {package} --bin {name} \
+                 --target {}-unknown-linux-musl and say where it is: {option} FILE",
+                Machine::here().rust()
+            ),
+        ))
     }
-    let option = if name == SUPERVISOR_PROGRAM { "--supervisor" } else { "--telemetry" };
-    Err(Failure::input(
-        path,
-        format!(
-            "no such program; build it with cargo build --release --package {name} --target \
-             {}-unknown-linux-musl and say where it is: {option} FILE",
-            Machine::here().rust()
-        ),
-    ))
 }
 
 /// No file of a directory is newer than the image: a checkout's times are those of the checkout. Archives

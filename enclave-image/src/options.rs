@@ -92,6 +92,9 @@ pub struct BuildOptions {
     /// The static supervisor [default: enclave-supervisor beside this program]
     #[arg(long, env = "ENCLAVE_IMAGE_SUPERVISOR", value_name = "FILE")]
     pub supervisor: Option<PathBuf>,
+    /// The static init of every plugin [default: enclave-init beside the supervisor]
+    #[arg(long, env = "ENCLAVE_IMAGE_PLUGIN_INIT", value_name = "FILE")]
+    pub plugin_init: Option<PathBuf>,
     /// The static telemetry plugin of the base image [default: enclave-telemetry beside this program]
     #[arg(long, env = "ENCLAVE_IMAGE_TELEMETRY", value_name = "FILE")]
     pub telemetry: Option<PathBuf>,

@@ -1,6 +1,7 @@
 //! The two ramdisks of an image. The first, measured in PCR 1, holds what is the same for every deployment:
-//! supervisor, devices, modules. The second, in PCR 2, holds the plugins and what was decided about them. The
-//! kernel unpacks one over the other, so a directory of both has the same attributes in both.
+//! supervisor, the plugins' init, devices, modules. The second, in PCR 2, holds the plugins and what was
+//! decided about them. The kernel unpacks one over the other, so a directory of both has the same attributes
+//! in both.
 
 use std::{
     io::{self, Write as _},
@@ -24,6 +25,8 @@ pub const MODULES: &str = "etc/enclave/modules";
 pub const POLICY: &str = "etc/enclave/policy.json";
 /// The image's build time in Unix seconds: the clock is never set before it.
 pub const BUILD_TIME: &str = "etc/enclave/build-time";
+/// Every plugin's init: beside the supervisor, which is `/init`, where it looks for it.
+pub const PLUGIN_INIT: &str = "enclave-init";
 /// One directory per plugin.
 pub const PLUGINS: &str = "plugins";
 /// What both ramdisks have, because the second has files in them.
@@ -46,6 +49,15 @@ const NULL: (u32, u32) = (1, 3);
 const GZIP_LEVEL: u32 = 6;
 /// The loader puts ramdisks behind each other; the kernel looks for the next one at a multiple of this.
 const ALIGNMENT: u64 = 4;
+
+/// What runs in every image, each a static program.
+#[derive(Debug)]
+pub struct Programs {
+    /// The first process.
+    pub supervisor: Vec<u8>,
+    /// The first process of every plugin.
+    pub plugin_init: Vec<u8>,
+}
 
 /// Adds generated files to a tree: root's, at one time.
 #[derive(Debug)]
@@ -80,8 +92,8 @@ impl<'a> Author<'a> {
     }
 }
 
-/// The first ramdisk. Its times are 0: it follows from supervisor and kernel alone.
-pub fn boot(supervisor: &[u8], modules: &[Module], spool: &mut Spool) -> Outcome<Tree> {
+/// The first ramdisk. Its times are 0: it follows from our programs and the kernel alone.
+pub fn boot(programs: &Programs, modules: &[Module], spool: &mut Spool) -> Outcome<Tree> {
     let mut author = Author::new(spool, 0);
     for (path, mode) in DIRECTORIES {
         author.directory(path, mode);
@@ -93,7 +105,8 @@ pub fn boot(supervisor: &[u8], modules: &[Module], spool: &mut Spool) -> Outcome
     for (path, mode, (major, minor)) in devices {
         author.insert(path, mode, Node::Device { major, minor });
     }
-    author.file("init", 0o755, supervisor)?;
+    author.file("init", 0o755, &programs.supervisor)?;
+    author.file(PLUGIN_INIT, 0o755, &programs.plugin_init)?;
     for module in modules {
         author.file(&module.path, 0o644, &module.bytes)?;
     }

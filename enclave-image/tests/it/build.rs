@@ -96,6 +96,7 @@ fn other_programs_read_both_ramdisks() {
         drwxr-xr-x 2 0 0 0 1 dev
         crw------- 1 0 0 5, 1 1 dev/console
         crw-rw-rw- 1 0 0 1, 3 1 dev/null
+        -rwxr-xr-x 1 0 0 120 1 enclave-init
         drwxr-xr-x 2 0 0 0 1 etc
         drwxr-xr-x 2 0 0 0 1 etc/enclave
         -rw-r--r-- 1 0 0 0 1 etc/enclave/modules
@@ -175,6 +176,12 @@ fn our_own_programs_must_be_static_and_the_advice_says_how() {
         enclave-image: kernel kernel (unknown)
         enclave-supervisor: dynamically linked, and the enclave has no loader for it; build it with --target x86_64-unknown-linux-musl
     "#]].assert_eq(&scene.refused(&[]));
+    fs::write(scene.path("enclave-supervisor"), elf(1)).unwrap();
+    fs::write(scene.path("init"), elf(3)).unwrap();
+    expect![[r#"
+        enclave-image: kernel kernel (unknown)
+        init: dynamically linked, and the enclave has no loader for it; build it with --target x86_64-unknown-linux-musl
+    "#]].assert_eq(&scene.refused(&["--plugin-init", "init"]));
     fs::write(scene.path("kernel"), "no kernel").unwrap();
     expect![[r#"
         kernel: neither an x86 bzImage nor an arm64 Image
@@ -184,6 +191,23 @@ fn our_own_programs_must_be_static_and_the_advice_says_how() {
         none: No such file or directory (os error 2)
     "#]]
     .assert_eq(&scene.refused(&["--kernel", "none"]));
+}
+
+#[test]
+fn the_plugins_init_is_the_one_beside_the_supervisor_and_measured_with_it() {
+    let scene = Scene::new();
+    let first = scene.built(&[]);
+    fs::rename(scene.path("enclave-init"), scene.path("other")).unwrap();
+    expect![[r#"
+        enclave-image: kernel kernel (unknown)
+        enclave-init: no such program; build it with cargo build --release --package enclave-supervisor --bin enclave-init --target x86_64-unknown-linux-musl and say where it is: --plugin-init FILE
+    "#]]
+    .assert_eq(&scene.refused(&[]));
+    assert_eq!(scene.built(&["--plugin-init", "other"]), first);
+    fs::write(scene.path("other"), [elf(1), vec![1]].concat()).unwrap();
+    let second = scene.built(&["--plugin-init", "other"]);
+    assert_ne!(second["PCR1"], first["PCR1"]);
+    assert_eq!(second["PCR2"], first["PCR2"]);
 }
 
 #[test]

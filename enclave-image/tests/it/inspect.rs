@@ -49,6 +49,7 @@ fn an_image_is_shown_with_its_plugins_policy_and_memory() {
         0 040755     0:0              0 dev
         0 020600     0:0              0 dev/console
         0 020666     0:0              0 dev/null
+        0 100755     0:0            120 enclave-init
         0 040755     0:0              0 etc
         0 040755     0:0              0 etc/enclave
         0 100644     0:0              0 etc/enclave/modules
@@ -77,7 +78,7 @@ fn an_image_is_shown_with_its_plugins_policy_and_memory() {
         1 100755     0:0            120 plugins/telemetry/rootfs/enclave-telemetry
 
         --memory: at least 1 MiB (four times the file, which nitro-cli requires);
-        unpacked it is 722 bytes (0.0 MiB), and the root file system takes at most half of the memory: 1 MiB"#]].assert_eq(&lines.join("\n"));
+        unpacked it is 842 bytes (0.0 MiB), and the root file system takes at most half of the memory: 1 MiB"#]].assert_eq(&lines.join("\n"));
 }
 
 #[test]

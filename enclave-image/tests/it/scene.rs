@@ -217,6 +217,7 @@ impl Scene {
         kernel[0x20e..0x210].fill(0);
         fs::write(scene.path("kernel"), kernel).unwrap();
         fs::write(scene.path("enclave-supervisor"), elf(1)).unwrap();
+        fs::write(scene.path("enclave-init"), elf(1)).unwrap();
         fs::write(scene.path("enclave-telemetry"), elf(1)).unwrap();
         fs::write(scene.path("m.yaml"), MANIFEST).unwrap();
         let layers = vec![Layer::new().owned("app", 0o4755, 1, 2, 5).file("etc/data", "one")];

@@ -71,6 +71,8 @@ impl Studio {
         build.arg("--image").arg(format!("app=dir:{}", self.path("app").display()));
         build.args(["--policy", "any", "--nsm", "auto"]);
         build.arg("--supervisor").arg(init).arg("--telemetry").arg(telemetry).arg("--output").arg(&output);
+        // Whatever the first process is, with the same init for the plugins: it is loaded too.
+        build.arg("--plugin-init").arg(telemetry.with_file_name("enclave-init"));
         if let Some(kernel) = kernel {
             build.arg("--kernel").arg(kernel);
         }
