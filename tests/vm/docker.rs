@@ -23,7 +23,7 @@ fn docker_image(scene: &Scene) -> PathBuf {
     let context = scene.path("context");
     fs::create_dir_all(context.join("bin")).unwrap();
     fs::create_dir_all(context.join("eif")).unwrap();
-    for program in ["enclave-supervisor", "enclave-telemetry"] {
+    for program in ["enclave-supervisor", "enclave-init", "enclave-telemetry"] {
         fs::copy(product(program), context.join("bin").join(program)).unwrap();
     }
     fs::copy(repository.join("plugins/telemetry/config.json"), context.join("bin/config.json")).unwrap();
