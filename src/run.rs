@@ -233,6 +233,7 @@ fn ground(options: &RunOptions, boot_id: &str, remarks: &mut Vec<Condition>) -> 
         remark("NotProtected", format!("cannot leave the out-of-memory killer's list: {error}"));
     }
     let init = Arc::new(Program::find(options.plugin_init.as_deref())?);
+    tracing::info!(program = %init.path().display(), "every plugin has this init");
     let memory = Reading::take().map_or(0, |reading| reading.memory_total);
     let name = format!("enclave-{}", boot_id.get(..12).unwrap_or(boot_id));
     let isolated = root && (options.isolation == Isolation::Full || options.init != Init::Container);

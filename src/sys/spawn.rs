@@ -18,7 +18,7 @@ use std::{
         fd::{AsRawFd, OwnedFd, RawFd},
         unix::process::CommandExt,
     },
-    path::Path,
+    path::{Path, PathBuf},
     process::{Command, Stdio},
     ptr,
     sync::{
@@ -112,6 +112,8 @@ impl Recipe {
 /// The init's program.
 #[derive(Debug)]
 pub struct Program {
+    /// Where it was found.
+    path: PathBuf,
     file: OwnedFd,
     /// What comes before the plugin's words.
     words: Vec<CString>,
@@ -157,7 +159,12 @@ impl Program {
         }
         let flags = nix::fcntl::OFlag::O_PATH | nix::fcntl::OFlag::O_CLOEXEC;
         let file = nix::fcntl::open(path, flags, nix::sys::stat::Mode::empty());
-        Ok(Self { file: file.map_err(|errno| failed(errno.into()))?, words })
+        Ok(Self { path: path.to_owned(), file: file.map_err(|errno| failed(errno.into()))?, words })
+    }
+
+    /// Where it was found.
+    pub fn path(&self) -> &Path {
+        &self.path
     }
 
     pub(super) fn words(&self) -> &[CString] {
