@@ -1,6 +1,16 @@
 //! One function per path. A request that is wrong gets a 400 that names what is wrong.
 
-use std::{fmt::Write as _, io::Read as _, path::Path, process, sync::Arc, time::Duration};
+use std::{
+    fmt::Write as _,
+    io::Read as _,
+    path::Path,
+    process,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use bytes::Bytes;
 use http_body_util::Full;
@@ -42,6 +52,7 @@ pub(crate) enum Fate {
 pub(crate) struct App {
     /// Changed by `/exit` and `/hang`; the server acts on it.
     pub(crate) fate: watch::Sender<Fate>,
+    ready: AtomicBool,
     started: Instant,
     metrics: Arc<Metrics>,
     held: Arc<knobs::Held>,
@@ -53,6 +64,7 @@ impl App {
     pub(crate) fn new() -> Self {
         Self {
             fate: watch::Sender::new(Fate::Serve),
+            ready: AtomicBool::new(true),
             started: Instant::now(),
             metrics: Arc::default(),
             held: Arc::default(),
@@ -76,11 +88,14 @@ impl App {
             ("POST", "/hang") => {
                 ("/hang", Ok(self.become_fate(Fate::Hang, "hanging from now on\n".to_owned())))
             }
+            ("GET", "/ready") => ("/ready", Ok(self.show_ready())),
+            ("POST", "/ready") => ("/ready", self.become_ready(&query)),
             ("GET", "/log") => ("/log", log(&query).await),
             ("GET", "/metrics") => ("/metrics", Ok(self.show_metrics())),
             ("GET", "/egress") => ("/egress", fetch(&query).await),
             ("GET", "/env") => ("/env", Ok(environment())),
             ("GET", "/files") => ("/files", file(&query)),
+            ("GET", "/vsock") => ("/vsock", Ok(vsock())),
             _ => ("other", Ok(text(StatusCode::NOT_FOUND, format!("no {method} {}\n", uri.path())))),
         };
         self.metrics.request(path);
@@ -131,6 +146,20 @@ impl App {
         text(StatusCode::ACCEPTED, said)
     }
 
+    fn show_ready(&self) -> Answer {
+        if self.ready.load(Ordering::Relaxed) {
+            ok("ready\n".to_owned())
+        } else {
+            text(StatusCode::SERVICE_UNAVAILABLE, "not ready\n".to_owned())
+        }
+    }
+
+    fn become_ready(&self, query: &Query) -> Result<Answer, String> {
+        let ready = query.number("is", 1, 0..=1)? == 1;
+        self.ready.store(ready, Ordering::Relaxed);
+        Ok(ok(format!("{} from now on\n", if ready { "ready" } else { "not ready" })))
+    }
+
     fn show_metrics(&self) -> Answer {
         ok(self.metrics.to_prometheus(self.held.bytes(), self.started.elapsed()))
     }
@@ -164,6 +193,15 @@ fn environment() -> Answer {
         writeln!(out, "{}={}", key.to_string_lossy(), value.to_string_lossy()).ok();
     }
     ok(out)
+}
+
+/// Asks for what a plugin must not have: a socket that leads out of the enclave.
+fn vsock() -> Answer {
+    use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
+    match socket(AddressFamily::Vsock, SockType::Stream, SockFlag::SOCK_CLOEXEC, None) {
+        Ok(_) => ok("a vsock socket\n".to_owned()),
+        Err(errno) => text(StatusCode::FORBIDDEN, format!("{errno}\n")),
+    }
 }
 
 fn file(query: &Query) -> Result<Answer, String> {
@@ -223,6 +261,16 @@ mod tests {
         assert_eq!(ask(&app, Method::DELETE, "/alloc").await.0, 200);
         assert!(ask(&app, Method::GET, "/metrics").await.1.contains("hello_memory_held_bytes 0\n"));
         assert!(ask(&app, Method::GET, "/env").await.1.contains("PATH="));
+    }
+
+    #[tokio::test]
+    async fn it_is_ready_until_it_is_told_otherwise() {
+        let app = App::new();
+        assert_eq!(ask(&app, Method::GET, "/ready").await.0, 200);
+        assert_eq!(ask(&app, Method::POST, "/ready?is=0").await.0, 200);
+        assert_eq!(ask(&app, Method::GET, "/ready").await, (503, "not ready\n".to_owned()));
+        assert_eq!(ask(&app, Method::POST, "/ready?is=1").await.0, 200);
+        assert_eq!(ask(&app, Method::GET, "/ready").await.0, 200);
     }
 
     #[tokio::test]
