@@ -32,6 +32,11 @@ $b mount -t tmpfs shm dev/shm
 $b mount -t devpts devpts dev/pts
 $b mount -t sysfs sys sys
 $b mount -t tmpfs cgroup sys/fs/cgroup
+while read -r name hierarchy count enabled; do
+    $b [ "$enabled" = 1 ] || continue
+    $b mkdir sys/fs/cgroup/$name
+    $b mount -t cgroup -o $name cgroup sys/fs/cgroup/$name
+done < proc/cgroups
 $b mount --move . /
 exec $b chroot . /busybox sh -c '/busybox setsid "$@" & wait; /busybox echo child ended; /busybox reboot -f' init "$@"
 "#;
@@ -75,8 +80,8 @@ pub(crate) fn debian_modules() -> Vec<PathBuf> {
         .collect();
     trees.sort();
     let tree = trees.pop().expect("Debian's cloud kernel: run `cargo xtask test`");
-    let vsock = tree.join("kernel/net/vmw_vsock");
-    ["vsock", "vmw_vsock_virtio_transport_common", "vmw_vsock_virtio_transport"]
-        .map(|name| vsock.join(format!("{name}.ko.xz")))
-        .to_vec()
+    let vsock = ["vsock", "vmw_vsock_virtio_transport_common", "vmw_vsock_virtio_transport"]
+        .map(|name| format!("net/vmw_vsock/{name}"));
+    let all = vsock.into_iter().chain(["fs/overlayfs/overlay".to_owned()]);
+    all.map(|name| tree.join("kernel").join(format!("{name}.ko.xz"))).collect()
 }

@@ -43,6 +43,7 @@ pub(crate) struct Machine {
     pub(crate) boot: Process,
     pub(crate) socket: PathBuf,
     console: PathBuf,
+    bed: Bed,
     _alone: MutexGuard<'static, ()>,
 }
 
@@ -75,7 +76,12 @@ impl Machine {
             }
         }
         let boot = Process::start("the machine", &words);
-        Self { boot, socket, console, _alone: alone }
+        Self { boot, socket, console, bed, _alone: alone }
+    }
+
+    /// Whether it has a Nitro Secure Module.
+    pub(crate) fn is_measured(&self) -> bool {
+        self.bed == Bed::Lab
     }
 
     /// Waits until the enclave answers on its control port.

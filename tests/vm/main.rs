@@ -24,7 +24,6 @@ mod patience;
 #[expect(dead_code, reason = "the process tests use more of it")]
 mod process;
 #[path = "../it/scene.rs"]
-#[expect(dead_code, reason = "the process tests use more of it")]
 mod scene;
 
 mod aws_init;
@@ -34,6 +33,7 @@ mod image;
 mod lab;
 mod machine;
 mod main_path;
+mod plugins;
 mod proxy;
 
 /// Says that a test cannot run here, past the capture of its output: a test is never skipped in silence.
