@@ -462,6 +462,8 @@ fn what_is_accepted_but_not_in_force_is_said() {
   image: x
   resources: {limits: {cpu: 1}, requests: {cpu: 1}}
   securityContext: {readOnlyRootFilesystem: true, capabilities: {drop: [ALL]}, runAsUser: 1}
+  livenessProbe: {httpGet: {port: 80}}
+  readinessProbe: {httpGet: {port: 443, scheme: HTTPS}}
 - name: plain
   image: x
   resources: {requests: {cpu: 1}}
@@ -473,9 +475,7 @@ caCertDetails: {enclaveCertType: ENCLAVE_GENERATED}",
         ),
         expect![[r#"
             ok
-            NotImplemented: spec.plugins.logging.spec.resources.limits, spec.userPlugins[0].resources.limits: accepted but not in force in this release; plugins share the enclave's CPUs and memory
-            NotImplemented: spec.userPlugins[0].securityContext.capabilities: accepted but not in force in this release; every plugin has the same capabilities
-            NotImplemented: spec.userPlugins[0].securityContext.readOnlyRootFilesystem: accepted but not in force in this release; the root file system can be written
+            NotImplemented: spec.userPlugins[0].readinessProbe.httpGet.scheme: accepted but not in force in this release; a connection that is accepted counts as the answer
             NotImplemented: spec.plugins.logging.logsAccess: accepted but not in force in this release; logs are read through supervisorAccess
             NotImplemented: spec.plugins.logging.proxyPort: accepted but not in force in this release; no traffic is led through the plugin
             NotImplemented: spec.caCertDetails.enclaveCertType: accepted but not in force in this release; TLS does not end in the enclave unless a plugin ends it
