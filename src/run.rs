@@ -234,7 +234,8 @@ fn ground(options: &RunOptions, boot_id: &str, remarks: &mut Vec<Condition>) -> 
     }
     let init = Arc::new(Program::find(options.plugin_init.as_deref())?);
     tracing::info!(program = %init.path().display(), "every plugin has this init");
-    let memory = Reading::take().map_or(0, |reading| reading.memory_total);
+    let (memory, available) =
+        Reading::take().map_or((0, 0), |reading| (reading.memory_total, reading.memory_available));
     let name = format!("enclave-{}", boot_id.get(..12).unwrap_or(boot_id));
     let isolated = root && (options.isolation == Isolation::Full || options.init != Init::Container);
     if root && !isolated {
@@ -242,7 +243,7 @@ fn ground(options: &RunOptions, boot_id: &str, remarks: &mut Vec<Condition>) -> 
         remark("NotIsolated", message.to_owned());
     }
     let made =
-        if isolated { Cgroups::make(&name, memory, options.init != Init::Container) } else { Ok(None) };
+        if isolated { Cgroups::make(&name, available, options.init != Init::Container) } else { Ok(None) };
     let cgroups = made.unwrap_or_else(|error| {
         remark("NoControlGroups", format!("cannot make control groups: {error}: plugins are not limited"));
         None

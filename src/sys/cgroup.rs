@@ -195,8 +195,8 @@ fn mount_of(line: &str) -> Option<(&str, &str, &str, &str)> {
 
 impl Cgroups {
     /// Makes the group that all plugins' groups will be in; `name` is this boot's own. With `reserve` they
-    /// leave some of the machine's `memory` to the supervisor. None where the kernel has no groups mounted,
-    /// an error where this process must not make any.
+    /// leave some of the `memory` that is available now to the supervisor. None where the kernel has no
+    /// groups mounted, an error where this process must not make any.
     pub fn make(name: &str, memory: u64, reserve: bool) -> io::Result<Option<Self>> {
         let text = |path: &str| read(Path::new(path));
         let found = Layout::find(&text("/proc/self/mountinfo")?, &text("/proc/self/cgroup")?, offered);
@@ -247,6 +247,11 @@ impl Cgroups {
             pids: limits.pids.filter(|_| self.limits(Controller::Pids)),
         };
         group.limit(&within(limits))?;
+        if let Layout::Unified(path) = &group.0 {
+            // A plugin without one of its processes is no plugin. Since Linux 4.19. The group above does not
+            // have it: all plugins would be killed for one.
+            fs::write(path.join("memory.oom.group"), "1").ok();
+        }
         Ok(Cgroup(group))
     }
 }
@@ -302,10 +307,6 @@ impl Group {
                 if unified { ("memory.swap.max", 0) } else { ("memory.memsw.limit_in_bytes", bytes) };
             // An enclave has no swap; a kernel without it has no such file either.
             write(Controller::Memory, swap, most.to_string()).ok();
-        }
-        if unified {
-            // A plugin without one of its processes is no plugin. Since Linux 4.19.
-            write(Controller::Memory, "memory.oom.group", "1".to_owned()).ok();
         }
         if let Some(millis) = limits.cpu_millis {
             let quota = (millis * CPU_PERIOD_MICROS / 1000).max(CPU_QUOTA_MICROS_MIN);
