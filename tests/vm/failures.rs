@@ -62,6 +62,26 @@ fn nonsense_on_the_kernel_command_line_is_remarked_and_the_machine_goes_on() {
 }
 
 #[test]
+fn plugins_run_on_a_kernel_without_overlayfs_and_terminals_and_it_is_remarked() {
+    let scene = Scene::with_app();
+    let write = "echo kept > /written; cat /written; exec sleep 1000";
+    let image = image::build(&scene, &deployment(json!([script("app", write)])), &["--policy=any"]);
+    let append = "module_blacklist=overlay initcall_blacklist=init_devpts_fs";
+    let mut machine = Machine::boot(&scene, &image, Bed::Stock, append);
+    let mut proxy = Proxy::start(&scene, None);
+    assert_eq!(proxy.line("app", "kept"), "kept");
+    let status = machine.answers();
+    let told = |kind: &str, text: &str| {
+        status.conditions.iter().any(|known| known.kind == kind && known.message.contains(text))
+    };
+    assert!(told("NoWritableLayer", "overlayfs"), "{status:#?}");
+    assert!(told("MountFailed", "/dev/pts"), "{status:#?}");
+    proxy.process.signal(nix::sys::signal::Signal::SIGTERM);
+    assert_eq!(proxy.end().0.code(), Some(0));
+    machine.end();
+}
+
+#[test]
 fn a_machine_without_a_vsock_device_ends_with_the_reason_on_its_console() {
     // The driver of the bus that the device is on does not start.
     let (_scene, mut machine) = booted("initcall_blacklist=virtio_pci_driver_init");

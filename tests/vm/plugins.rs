@@ -26,6 +26,8 @@ const PLAIN: u16 = 8002;
 const HIDDEN: u16 = 8009;
 /// Processes that the plugin `bomb` may have.
 const BOMB_PIDS: u32 = 16;
+/// Memory of the machine.
+const MACHINE_MIB: u32 = 512;
 /// Below the ports that the kernel gives to whoever asks for any.
 const HOST_PORTS: std::ops::Range<u16> = 20_000..30_000;
 /// What the witness finds, by name; all of it or a part.
@@ -280,27 +282,34 @@ impl Stage<'_> {
     }
 
     fn out_of_memory_is_one_plugins_own(&self) {
+        self.is_alone_in_its_end("plain", self.cast.plain);
+        // Without a limit of its own it has what all plugins have together, which is not the whole machine.
+        self.is_alone_in_its_end("open", self.cast.open);
+        for other in ["hidden", "bomb", "witness"] {
+            self.client.until_is("enclave_plugin_oom_kills_total", &[("plugin", other)], 0.0);
+        }
+    }
+
+    /// Lets a plugin take more memory than it can have.
+    fn is_alone_in_its_end(&self, name: &str, port: u16) {
         let before = self.client.status();
-        assert_eq!(plugin(&before, "plain").restarts, 0);
+        assert_eq!(plugin(&before, name).restarts, 0);
         // There is no answer, and the machine's vsock device does not tell of the end: it is not waited for.
-        let _asked = send(self.cast.plain, "GET", "/alloc?mib=128");
+        let _asked = send(port, "GET", &format!("/alloc?mib={MACHINE_MIB}"));
         let after = eventually("a second life", || {
             let status = self.client.status();
-            let plain = plugin(&status, "plain");
-            (plain.restarts == 1 && plain.phase == PluginPhase::Running).then_some(status)
+            let again = plugin(&status, name);
+            (again.restarts == 1 && again.phase == PluginPhase::Running).then_some(status)
         });
-        let exit = plugin(&after, "plain").last_exit.clone().expect("an end");
+        let exit = plugin(&after, name).last_exit.clone().expect("an end");
         assert!(exit.oom, "{exit:?}");
-        for other in before.plugins.iter().filter(|plugin| plugin.name != "plain") {
+        for other in before.plugins.iter().filter(|plugin| plugin.name != name) {
             let now = plugin(&after, &other.name);
             assert_eq!((now.pid, now.restarts), (other.pid, other.restarts), "{}", other.name);
         }
-        let labels = [("plugin", "plain")];
+        let labels = [("plugin", name)];
         self.client.until_is("enclave_plugin_oom_kills_total", &labels, 1.0);
         self.client.until_is("enclave_plugin_restarts_total", &labels, 1.0);
-        for other in ["open", "bomb", "witness"] {
-            self.client.until_is("enclave_plugin_oom_kills_total", &[("plugin", other)], 0.0);
-        }
     }
 
     fn crash_loop_shows(&self) {
