@@ -1,6 +1,6 @@
 //! The steps that make a process of ours a plugin's: groups, namespaces, mounts, user, rights.
 //!
-//! They are worked out once for each plugin ([`Step`]s are plain data), and taken for each run by a child
+//! They are worked out once for each plugin (`Step`s are plain data), and taken for each run by a child
 //! that still shares this process's memory (see [`super::spawn`]). So a step is system calls and nothing
 //! else: no lock, no C library function that looks at other threads (setuid of a C library does), nothing
 //! that has to be given back.
