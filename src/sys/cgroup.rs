@@ -225,7 +225,7 @@ impl Cgroups {
             // The default, and final, since Linux 5.11; before it groups within groups are counted apart.
             fs::write(memory.join("memory.use_hierarchy"), "1").ok();
         }
-        if reserve {
+        if reserve && memory > 0 {
             let left = memory - RESERVED_BYTES.min(memory / RESERVED_PART);
             whole.limit(&Limits { memory_bytes: Some(left), ..Limits::default() })?;
         }
