@@ -234,6 +234,11 @@ fn ground(options: &RunOptions, boot_id: &str, remarks: &mut Vec<Condition>) -> 
     }
     let init = Arc::new(Program::find(options.plugin_init.as_deref())?);
     tracing::info!(program = %init.path().display(), "every plugin has this init");
+    if !init.is_executed() {
+        let message =
+            "a program that is linked dynamically is no plugin's init: each has a copy of the supervisor";
+        remark("InitNotStatic", format!("{message}, which costs memory"));
+    }
     let (memory, available) =
         Reading::take().map_or((0, 0), |reading| (reading.memory_total, reading.memory_available));
     let name = format!("enclave-{}", boot_id.get(..12).unwrap_or(boot_id));

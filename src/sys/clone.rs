@@ -33,6 +33,26 @@ pub(super) unsafe fn beside(
     Errno::result(cloned).map(drop)
 }
 
+/// Makes a child with a copy of the memory, as fork does; nobody waits for it.
+///
+/// # Safety
+/// As [`beside`]; and the body must bear that other threads have gone in the midst of anything.
+pub(super) unsafe fn apart(
+    namespaces: u64,
+    body: Body,
+    context: *mut c_void,
+    stack: &mut [u128],
+    pid: &AtomicI32,
+) -> nix::Result<()> {
+    let namespaces = c_int::try_from(namespaces).map_err(|_| Errno::EINVAL)?;
+    // SAFETY: the pointer is one past the end of the stack's own allocation.
+    let top = unsafe { stack.as_mut_ptr().add(stack.len()) };
+    let flags = libc::CLONE_PARENT_SETTID | libc::SIGCHLD | namespaces;
+    // SAFETY: the child has its own copy of the stack and of what the context points to.
+    let cloned = unsafe { libc::clone(body, top.cast(), flags, context, pid.as_ptr()) };
+    Errno::result(cloned).map(drop)
+}
+
 /// Makes a child in a control group of version 2: clone3(2), which no C library offers. Where this
 /// architecture's few instructions for it are not written, it is as if the kernel had no such call.
 ///

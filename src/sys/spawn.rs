@@ -6,6 +6,9 @@
 //! runs the plugin's command. Only the spawner's thread waits meanwhile. A step that hangs hangs the
 //! thread: the driver gives up on it and starts another.
 //!
+//! A program that is linked dynamically finds no loader in a plugin's root, and no copy of it can be executed
+//! there. Built so, for development, the supervisor clones a copy of itself instead, which runs the init.
+//!
 //! The child's pid is stored where the driver finds it before the child can run, so that no end of a child
 //! overtakes the knowledge of whose it is.
 
@@ -45,6 +48,8 @@ const OURSELVES: &str = "/proc/self/exe";
 const NAME: &str = "enclave-init";
 /// What the init is called in the process table.
 const INIT_NAME: &CStr = c"enclave-init";
+/// Descriptors that a copy of this process closes: more than a developer's machine ever has open.
+const DESCRIPTORS_MAX: RawFd = 4096;
 /// Starts that may wait for the thread: every plugin has one at most.
 const JOBS_MAX: usize = 512;
 
@@ -114,7 +119,7 @@ impl Recipe {
 pub struct Program {
     /// Where it was found.
     path: PathBuf,
-    file: OwnedFd,
+    file: Option<OwnedFd>,
     /// What comes before the plugin's words.
     words: Vec<CString>,
 }
@@ -155,16 +160,25 @@ impl Program {
         };
         let failed = |source| ProgramError::Io { path: path.display().to_string(), source };
         if elf_needs_loader(path).map_err(failed)? {
-            return Err(ProgramError::NotStatic { path: path.display().to_string() });
+            return match wanted {
+                Some(_) => Err(ProgramError::NotStatic { path: path.display().to_string() }),
+                None => Ok(Self { path: path.to_owned(), file: None, words: Vec::new() }),
+            };
         }
         let flags = nix::fcntl::OFlag::O_PATH | nix::fcntl::OFlag::O_CLOEXEC;
         let file = nix::fcntl::open(path, flags, nix::sys::stat::Mode::empty());
-        Ok(Self { path: path.to_owned(), file: file.map_err(|errno| failed(errno.into()))?, words })
+        Ok(Self { path: path.to_owned(), file: Some(file.map_err(|errno| failed(errno.into()))?), words })
     }
 
     /// Where it was found.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Whether it is executed. A program that needs a loader finds none in a plugin's root: then each plugin
+    /// has a copy of this process for its init, which is fit for a developer's machine and costs memory.
+    pub fn is_executed(&self) -> bool {
+        self.file.is_some()
     }
 
     pub(super) fn words(&self) -> &[CString] {
@@ -281,6 +295,13 @@ fn bear(recipe: &Recipe, ends: &Ends, pid: &AtomicI32, stack: &mut [u128]) -> Re
     };
     let namespaces = u64::from(recipe.namespaces.bits().cast_unsigned());
     let context = ptr::from_mut(&mut child).cast::<c_void>();
+    if !recipe.init.is_executed() {
+        child.joined = false;
+        // SAFETY: as below, in a copy of the memory. A thread that held a lock there would hang the child, and
+        // the start would be given up on.
+        let cloned = unsafe { clone::apart(namespaces, become_plugin, context, stack, pid) };
+        return cloned.map_err(|errno| Failure { stage: "clone".to_owned(), errno: errno as i32 });
+    }
     let in_group = recipe.cradle.as_ref().map(|cradle| {
         // SAFETY: the child runs `become_plugin` on a stack of its own, and this thread waits until it has
         // executed a program or ended, so that everything behind the pointers outlives it.
@@ -312,10 +333,22 @@ extern "C" fn become_plugin(context: *mut c_void) -> c_int {
     // SAFETY: clone passes on what it was given, and the parent does not touch it meanwhile.
     let child = unsafe { &mut *context.cast::<Child<'_>>() };
     match prepare(child) {
-        Ok(()) => {}
-        Err(failed) => child.failed = Some(failed),
+        // Executed, this is never reached.
+        Ok(()) => {
+            let plugins = child.recipe.words.get(child.recipe.init.words.len()..).unwrap_or_default();
+            init::run(plugins, child.recipe.variables.clone()).into()
+        }
+        Err(failed) => {
+            child.failed = Some(failed);
+            if !child.recipe.init.is_executed() {
+                // A copy's memory is not the parent's.
+                let [.., socket] = child.descriptors;
+                // SAFETY: the descriptor is open in this copy as it was in the parent.
+                init::refuse(unsafe { std::os::fd::BorrowedFd::borrow_raw(socket) }, failed.1);
+            }
+            127
+        }
     }
-    127
 }
 
 fn prepare(child: &Child<'_>) -> Result<(), (Stage, Errno)> {
@@ -337,13 +370,25 @@ fn prepare(child: &Child<'_>) -> Result<(), (Stage, Errno)> {
         // SAFETY: this process's descriptors are its own (no CLONE_FILES), and nobody owns these four.
         Errno::result(unsafe { libc::dup2(descriptor, wanted) }).map_err(last)?;
     }
+    let Some(file) = &child.recipe.init.file else {
+        close_others();
+        return Ok(());
+    };
     let (words, variables) = (child.words.as_ptr(), child.variables.as_ptr());
-    let file = child.recipe.init.file.as_raw_fd();
+    let file = file.as_raw_fd();
     // SAFETY: both arrays end with a null pointer and point to NUL-terminated strings that live on.
     let done = unsafe {
         libc::syscall(libc::SYS_execveat, file, c"".as_ptr(), words, variables, libc::AT_EMPTY_PATH)
     };
     Errno::result(done).map(drop).map_err(last)
+}
+
+/// Closes what a copy of this process has beside its own four descriptors.
+fn close_others() {
+    for descriptor in init::SOCKET + 1..DESCRIPTORS_MAX {
+        // SAFETY: it touches no memory; whoever owned the descriptor is another process's thread.
+        unsafe { libc::close(descriptor) };
+    }
 }
 
 /// The plugin's own process: the first child of its init. None where the kernel does not tell

@@ -48,6 +48,8 @@ pub(crate) struct How {
     pub(crate) through: Vec<String>,
     /// Seconds between samples; 1 without.
     pub(crate) sample_interval: Option<u32>,
+    /// Without a static init at hand.
+    pub(crate) without_init: bool,
     /// Whom the out-of-memory killer concerns.
     pub(crate) killer: Killer,
 }
@@ -108,13 +110,15 @@ impl Scene {
             "run".to_owned(),
             "--init=container".to_owned(),
             format!("--transport=unix:{}", path("v.sock")),
-            format!("--plugin-init={}", product("enclave-init").display()),
             format!("--plugins={}", path("plugins")),
             format!("--socket={}", path("run/supervisor.sock")),
             format!("--policy={}", path("policy.json")),
             format!("--sample-interval={}", how.sample_interval.unwrap_or(1)),
             "--seed=1".to_owned(),
         ]);
+        if !how.without_init {
+            words.push(format!("--plugin-init={}", product("enclave-init").display()));
+        }
         words
     }
 }

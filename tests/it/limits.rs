@@ -25,7 +25,13 @@ fn limits(controller: &str) -> bool {
     can
 }
 
-const KILLER: How = How { killer: Killer::Here, as_init: false, through: Vec::new(), sample_interval: None };
+const KILLER: How = How {
+    killer: Killer::Here,
+    as_init: false,
+    through: Vec::new(),
+    sample_interval: None,
+    without_init: false,
+};
 
 fn limited(app: Value, limits: Value) -> Value {
     // It waits before it does the same again.

@@ -4,7 +4,7 @@ use enclave_protocol::control::{Phase, PluginPhase};
 use serde_json::json;
 
 use crate::{
-    enclave::is,
+    enclave::{How, is},
     patience::Deadline,
     process::kill_9,
     scene::{Scene, deployment, deployment_with, idle, image, script, with},
@@ -181,4 +181,28 @@ fn plugins_start_in_the_order_telemetry_services_users_and_dependencies_first() 
     let started: Vec<_> =
         seen.iter().filter(|event| event.reason == "Started").map(|event| event.plugin.clone()).collect();
     assert_eq!(started, order.map(|name| Some(name.to_owned())));
+}
+
+#[test]
+fn a_supervisor_that_is_linked_dynamically_gives_each_plugin_a_copy_of_itself_for_its_init() {
+    let mut enclave = Scene::with_app().start_as(How { without_init: true, ..How::default() });
+    let text = "trap 'echo told; exit 5' TERM; echo up; while true; do sleep 0.1; done";
+    let app = with(
+        script("app", text),
+        json!({"readinessProbe": {"exec": {"command": ["/bin/sh", "-c", "true"]}, "periodSeconds": 1}}),
+    );
+    let accepted = enclave.run(&deployment(json!([app])));
+    // Built for a static target it has no need to.
+    let copies = accepted.conditions.iter().any(|condition| condition.kind == "InitNotStatic");
+    assert_eq!(copies, cfg!(target_env = "gnu"), "{:#?}", accepted.conditions);
+    enclave.line("app", "up");
+    enclave.events().until("the probe's answer", |event| is(event, "app", "Ready"));
+    let pid = enclave.plugin("app").pid.unwrap();
+    kill_9(i32::try_from(pid).unwrap());
+    enclave
+        .events()
+        .until("a restart", |event| is(event, "app", "Started") && event.message.contains("restart 1"));
+    enclave.drain(10);
+    let end = enclave.finish();
+    assert_eq!(end.final_state("app")["code"], 5);
 }

@@ -60,11 +60,21 @@ struct Beside {
 struct Init {
     socket: BorrowedFd<'static>,
     main: i32,
+    variables: Vec<CString>,
     beside: [Option<Beside>; COMMANDS_MAX],
 }
 
-/// The whole program. The words are the plugin's program and its arguments.
+/// The whole program, with the plugin's words from its own arguments and the plugin's variables as its own.
 pub fn main(words: impl Iterator<Item = OsString>) -> u8 {
+    let words: Vec<CString> = words.filter_map(|word| CString::new(word.into_vec()).ok()).collect();
+    let variable = |(name, value): (OsString, OsString)| {
+        CString::new([name.into_vec(), value.into_vec()].join(&b'=')).ok()
+    };
+    run(&words, std::env::vars_os().filter_map(variable).collect())
+}
+
+/// The same with words and variables at hand.
+pub(super) fn run(words: &[CString], variables: Vec<CString>) -> u8 {
     // SAFETY: by the protocol with the supervisor this descriptor is open, and nothing here closes it.
     let socket = unsafe { BorrowedFd::borrow_raw(SOCKET) };
     // These can only fail for a wrong argument, which none of them has.
@@ -77,8 +87,7 @@ pub fn main(words: impl Iterator<Item = OsString>) -> u8 {
         Ok(signals) => signals,
         Err(errno) => return report(Report::NotStarted { errno: errno as i32 }),
     };
-    let words: Vec<CString> = words.filter_map(|word| CString::new(word.into_vec()).ok()).collect();
-    let main = match spawn(&words, None) {
+    let main = match spawn(words, &variables, None) {
         Ok(pid) => pid,
         Err(errno) => return report(Report::NotStarted { errno: errno as i32 }),
     };
@@ -86,7 +95,7 @@ pub fn main(words: impl Iterator<Item = OsString>) -> u8 {
     nix::unistd::dup2_stdout(std::io::stdin()).ok();
     nix::unistd::dup2_stderr(std::io::stdin()).ok();
     report(Report::Started);
-    let mut init = Init { socket, main, beside: [const { None }; COMMANDS_MAX] };
+    let mut init = Init { socket, main, variables, beside: [const { None }; COMMANDS_MAX] };
     while init.attend(&signals) {}
     if std::process::id() != 1 {
         kill_descendants();
@@ -120,6 +129,11 @@ fn tell(socket: BorrowedFd<'_>, report: Report) -> u8 {
     0
 }
 
+/// Says that there will be no init.
+pub(super) fn refuse(socket: BorrowedFd<'_>, errno: Errno) {
+    tell(socket, Report::NotStarted { errno: errno as i32 });
+}
+
 /// Default actions for every signal, all of them blocked and readable from the descriptor.
 ///
 /// The kernel is asked directly, because C libraries keep some real-time signals to themselves and refuse to
@@ -144,13 +158,9 @@ fn prepare_signals() -> nix::Result<SignalFd> {
 
 /// Runs a command in a session of its own, with no signal blocked, and its output where it is told. It is
 /// reaped by [`Init::reap`].
-fn spawn<W: AsRef<CStr>>(words: &[W], output: Option<&OwnedFd>) -> nix::Result<i32> {
+fn spawn<W: AsRef<CStr>>(words: &[W], variables: &[CString], output: Option<&OwnedFd>) -> nix::Result<i32> {
     let program = words.first().map(AsRef::as_ref).filter(|program| !program.is_empty());
     let program = program.ok_or(Errno::ENOENT)?;
-    let variable = |(name, value): (OsString, OsString)| {
-        CString::new([name.into_vec(), value.into_vec()].join(&b'=')).ok()
-    };
-    let variables: Vec<CString> = std::env::vars_os().filter_map(variable).collect();
     let mut actions = PosixSpawnFileActions::init()?;
     if let Some(output) = output {
         actions.add_dup2(output.as_raw_fd(), 1)?;
@@ -160,7 +170,7 @@ fn spawn<W: AsRef<CStr>>(words: &[W], output: Option<&OwnedFd>) -> nix::Result<i
     attributes.set_sigmask(&SigSet::empty())?;
     let session = PosixSpawnFlags::from_bits_retain(libc::POSIX_SPAWN_SETSID.into());
     attributes.set_flags(session | PosixSpawnFlags::POSIX_SPAWN_SETSIGMASK)?;
-    Ok(posix_spawnp(program, &actions, &attributes, words, &variables)?.as_raw())
+    Ok(posix_spawnp(program, &actions, &attributes, words, variables)?.as_raw())
 }
 
 /// Signals a process, or a group by its negative number. One that has ended is no error.
@@ -261,7 +271,7 @@ impl Init {
 
     fn run(&mut self, id: u32, words: &[u8], output: &OwnedFd) {
         let started = self.beside.iter_mut().find(|slot| slot.is_none()).and_then(|slot| {
-            let pid = start(words, output).ok()?;
+            let pid = start(words, &self.variables, output).ok()?;
             *slot = Some(Beside { id, pid });
             Some(())
         });
@@ -278,8 +288,8 @@ impl Init {
 }
 
 /// Starts a command whose words come in one piece, each with its NUL.
-fn start(words: &[u8], output: &OwnedFd) -> nix::Result<i32> {
+fn start(words: &[u8], variables: &[CString], output: &OwnedFd) -> nix::Result<i32> {
     let words = words.split_inclusive(|byte| *byte == 0);
     let words: Vec<&CStr> = words.filter_map(|word| CStr::from_bytes_with_nul(word).ok()).collect();
-    spawn(&words, Some(output))
+    spawn(&words, variables, Some(output))
 }
