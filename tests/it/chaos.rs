@@ -25,7 +25,7 @@ use crate::{
     dice::Dice,
     enclave::Enclave,
     patience::eventually,
-    process::children,
+    process::{children, kill_9},
     scene::{Scene, deployment, idle, script, with},
 };
 
@@ -323,4 +323,27 @@ fn chaos_ends_in_order_and_nobody_else_notices() {
     assert!(begun.elapsed() < END_MAX, "{:?}", begun.elapsed());
     assert_eq!(marked(&mark), [] as [i32; 0]);
     assert_eq!(groups(&boot_id), [] as [PathBuf; 0]);
+}
+
+#[test]
+fn everything_dies_with_a_supervisor_that_is_killed() {
+    if !nix::unistd::geteuid().is_root() {
+        return crate::not_run("plugins have process id namespaces by root alone");
+    }
+    let mark = format!("orphaned-{}", std::process::id());
+    let mut chaos = Chaos::start(1, &mark);
+    let boot_id = chaos.enclave.client.status().boot_id;
+    let net = chaos.enclave.net();
+    kill_9(chaos.enclave.pid);
+    chaos.enclave.end();
+    eventually("the end of all plugins", || marked(&mark).is_empty().then_some(()));
+    eventually("the end of net", || (!Path::new(&format!("/proc/{net}")).exists()).then_some(()));
+    // Nobody else is left to do it.
+    for group in groups(&boot_id) {
+        for plugin in fs::read_dir(&group).unwrap().filter_map(Result::ok) {
+            // Its files are the kernel's, and go with it.
+            fs::remove_dir(plugin.path()).ok();
+        }
+        fs::remove_dir(group).unwrap();
+    }
 }

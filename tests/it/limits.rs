@@ -45,15 +45,19 @@ fn a_plugin_that_exceeds_its_memory_is_shown_as_killed_for_it_and_its_neighbour_
         return;
     }
     // `tail` keeps the last line, and this one has no end.
-    let app = limited(script("app", "exec tail /dev/zero"), json!({"memory": "64Mi"}));
+    let app = with(
+        limited(script("app", "exec tail /dev/zero"), json!({"memory": "64Mi"})),
+        json!({"restartPolicy": "Never"}),
+    );
     let pair = Pair::start_as(app, KILLER);
     let enclave = &pair.enclave;
-    enclave.events().until("the last end", |event| is(event, "app", "GaveUp"));
+    let exited = enclave.events().until("its end", |event| is(event, "app", "Exited"));
+    assert!(exited.message.starts_with("killed for want of memory after "), "{}", exited.message);
     let plugin = enclave.plugin("app");
+    assert_eq!((plugin.phase, plugin.reason.as_deref()), (PluginPhase::Failed, Some("OOMKilled")));
     let exit = plugin.last_exit.unwrap();
-    assert_eq!((exit.code, exit.signal, exit.oom), (None, Some(9), true));
-    assert_eq!((plugin.phase, plugin.oom_kills), (PluginPhase::Failed, 2));
-    enclave.client.until_is("enclave_plugin_oom_kills_total", &[("plugin", "app")], 2.0);
+    assert_eq!((exit.code, exit.signal, exit.oom, plugin.oom_kills), (None, Some(9), true, 1));
+    enclave.client.until_is("enclave_plugin_oom_kills_total", &[("plugin", "app")], 1.0);
     enclave.client.until_is("enclave_plugin_oom_kills_total", &[("plugin", "witness")], 0.0);
     pair.finish();
 }
