@@ -65,6 +65,8 @@ pub(super) enum Step {
     Mask(u32),
     /// Makes a device node that everybody may use.
     Device { path: CString, device: libc::dev_t },
+    /// Makes an empty file to mount over.
+    File(CString),
     /// Makes a symbolic link.
     Link { path: CString, target: CString },
     /// Makes a directory the working directory.
@@ -91,7 +93,7 @@ impl fmt::Display for Step {
             Self::GroupNamespace => f.write_str("take a control group namespace"),
             Self::Write { file, .. } => write!(f, "write {}", file.to_string_lossy()),
             Self::PrivateMounts => f.write_str("make the mounts private"),
-            Self::Directory(path) => write!(f, "make {}", path.to_string_lossy()),
+            Self::Directory(path) | Self::File(path) => write!(f, "make {}", path.to_string_lossy()),
             Self::Mount { target, .. } => write!(f, "mount {}", target.to_string_lossy()),
             Self::Root => f.write_str("enter the root file system"),
             Self::Hostname(_) => f.write_str("set the host name"),
@@ -144,6 +146,9 @@ impl Step {
             Self::Device { path, device } => {
                 let mode = Mode::from_bits_truncate(0o666);
                 nix::sys::stat::mknod(path.as_c_str(), nix::sys::stat::SFlag::S_IFCHR, mode, *device)
+            }
+            Self::File(path) => {
+                nix::sys::stat::mknod(path.as_c_str(), nix::sys::stat::SFlag::S_IFREG, Mode::empty(), 0)
             }
             Self::Link { path, target } => {
                 nix::unistd::symlinkat(target.as_c_str(), nix::fcntl::AT_FDCWD, path.as_c_str())

@@ -106,9 +106,16 @@ impl List {
         let dev = Path::new("dev");
         let flags = MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC;
         self.memory(dev, DEV_BYTES, 0o755, flags)?;
+        let makes_devices = in_first_user_namespace()?;
         for (name, minor) in DEVICES {
-            let device = nix::sys::stat::makedev(MEMORY_DEVICES.into(), minor.into());
-            self.add(Step::Device { path: path(&dev.join(name))?, device });
+            let target = dev.join(name);
+            if makes_devices {
+                let device = nix::sys::stat::makedev(MEMORY_DEVICES.into(), minor.into());
+                self.add(Step::Device { path: path(&target)?, device });
+            } else {
+                self.add(Step::File(path(&target)?));
+                self.bind(&Path::new("/dev").join(name), &target, false)?;
+            }
         }
         for (name, target) in DEVICE_LINKS {
             self.add(Step::Link { path: path(&dev.join(name))?, target: target.to_owned() });
@@ -158,6 +165,16 @@ impl List {
         let (kind, source, target) = (Some(c"tmpfs"), c"tmpfs".to_owned(), path(target)?);
         self.add(Step::Mount { kind, source, target, flags, data: Some(data) });
         Ok(())
+    }
+}
+
+/// Whether this process's root is the machine's: no other makes device nodes. A kernel without user namespaces
+/// has no other.
+fn in_first_user_namespace() -> io::Result<bool> {
+    match std::fs::read_to_string("/proc/self/uid_map") {
+        Ok(map) => Ok(map.split_whitespace().eq(["0", "0", "4294967295"])),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(true),
+        Err(error) => Err(error),
     }
 }
 
