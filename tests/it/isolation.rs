@@ -1,4 +1,5 @@
-//! What a plugin finds around itself, asked from inside: nothing of the others, and no way out.
+//! What a plugin finds around itself, asked from inside: nothing of the others, and no way out. The same as
+//! root of a user namespace, which is what a supervisor of a test without root is.
 
 use serde_json::{Value, json};
 
@@ -10,15 +11,6 @@ use crate::{
     host::ingress,
     scene::{Scene, deployment, idle, image, script, with},
 };
-
-/// Only root isolates plugins from each other.
-fn isolates() -> bool {
-    let is_root = nix::unistd::geteuid().is_root();
-    if !is_root {
-        crate::not_run("plugins are isolated from each other by root alone");
-    }
-    is_root
-}
 
 /// A plugin that says what it finds, and stays. Both streams are one, so that the order is the script's.
 fn asking(text: &str) -> Value {
@@ -39,9 +31,6 @@ fn security(context: Value) -> Value {
 
 #[test]
 fn the_process_table_has_the_plugins_own_processes_alone() {
-    if !isolates() {
-        return;
-    }
     let text = "for pid in /proc/[0-9]*; do echo $pid $(head -c 12 $pid/cmdline | tr '\\000' ' '); done\n\
                 cat /proc/1/environ /proc/1/maps\n\
                 for link in exe root fd/3; do readlink /proc/1/$link || echo $link is hidden; done";
@@ -60,9 +49,6 @@ fn the_process_table_has_the_plugins_own_processes_alone() {
 
 #[test]
 fn another_plugins_files_environment_and_memory_are_not_there() {
-    if !isolates() {
-        return;
-    }
     let scene = Scene::with_app();
     scene.busybox("other", json!({}));
     scene.write("plugins/other/rootfs/srv/mine", "mine\n");
@@ -93,9 +79,6 @@ fn another_plugins_files_environment_and_memory_are_not_there() {
 
 #[test]
 fn there_are_no_mounts_no_namespaces_and_no_devices_to_be_made() {
-    if !isolates() {
-        return;
-    }
     let text = "mount -t tmpfs none /tmp; mount -o remount,rw /dev; umount /proc; unshare -m true\n\
                 unshare -U true; mknod /tmp/null c 1 3; mkfifo /tmp/pipe && echo a pipe is none\n\
                 mkdir /tmp/new; chroot / pivot_root /tmp /tmp/new; hostname other; nsenter -t 1 -m true";
@@ -117,9 +100,6 @@ fn there_are_no_mounts_no_namespaces_and_no_devices_to_be_made() {
 
 #[test]
 fn devices_are_few_and_no_more_are_made() {
-    if !isolates() {
-        return;
-    }
     let text = "ls /dev; touch /dev/new; mknod /dev/mem c 1 1; rm /dev/null; echo x > /dev/full\n\
                 head -c 4 /dev/zero | od -t x1; head -c 8 /dev/urandom | wc -c; echo lost > /dev/null\n\
                 touch /dev/shm/mine && echo shm is mine; : > /dev/ptmx && echo a terminal; ls /dev/pts";
@@ -153,9 +133,6 @@ fn devices_are_few_and_no_more_are_made() {
 
 #[test]
 fn the_kernels_own_switches_are_read_only_or_hidden() {
-    if !isolates() {
-        return;
-    }
     let text = "echo 1 > /proc/sys/kernel/panic; echo h > /proc/sysrq-trigger; echo 1 > /proc/sys/vm/drop_caches\n\
                 echo 0 > /proc/irq/default_smp_affinity; head -c 4 /proc/kcore | wc -c; ls /sys\n\
                 grep -c . /proc/keys /proc/timer_list 2>/dev/null; dmesg | head -n 1";
@@ -177,9 +154,6 @@ fn the_kernels_own_switches_are_read_only_or_hidden() {
 
 #[test]
 fn writes_are_the_runs_own_and_gone_at_the_next() {
-    if !isolates() {
-        return;
-    }
     let text = "ls /etc/kept /bin/own 2>&1; echo x > /etc/kept; echo x > /bin/own; rm /bin/pwd\n\
                 ls /etc/kept /bin/own /bin/pwd; echo written; read line < /tmp/none; exit 1";
     let mut enclave = Scene::with_app().start();
@@ -206,9 +180,6 @@ fn writes_are_the_runs_own_and_gone_at_the_next() {
 
 #[test]
 fn what_is_written_is_bounded() {
-    if !isolates() {
-        return;
-    }
     let text = "dd if=/dev/zero of=/fill bs=65536 2>&1 | grep -v records; df -k / | tr -s ' ' | cut -d ' ' -f 1-2\n\
                 [ $(stat -c %s /fill) -le 8388608 ] && echo half of the limit; echo more > /more; rm /fill\n\
                 i=0; while [ $i -lt 2000 ] && touch /tmp/$i 2>/dev/null; do i=$((i+1)); done\n\
@@ -227,9 +198,6 @@ fn what_is_written_is_bounded() {
 
 #[test]
 fn a_read_only_root_refuses_writes_and_a_writable_volume_takes_them() {
-    if !isolates() {
-        return;
-    }
     let text = "echo x > /etc/new; echo x > /tmp/new; mkdir /new; cat /own/a; echo changed > /own/a && cat /own/a\n\
                 echo x > /fixed/a; touch /dev/shm/new && echo shm is writable; mount -o remount,rw /";
     let volume = |path: &str, read_only: bool| {
@@ -257,9 +225,6 @@ const POWERS: &str = "grep -E '^(Uid|Gid|Groups|Cap|NoNewPrivs|Seccomp:)' /proc/
 
 #[test]
 fn a_plugin_of_root_has_dockers_capabilities_less_two_and_gains_none() {
-    if !isolates() {
-        return;
-    }
     check(
         asking(POWERS),
         expect![[r#"
@@ -278,14 +243,11 @@ fn a_plugin_of_root_has_dockers_capabilities_less_two_and_gains_none() {
 
 #[test]
 fn capabilities_are_dropped_and_added_as_asked_for() {
-    if !isolates() {
-        return;
-    }
     let capabilities = json!({"drop": ["ALL"], "add": ["NET_BIND_SERVICE", "SYS_TIME"]});
     check(
         with(
             asking(&format!(
-                "{POWERS} | grep Cap; chown 1:1 /etc; touch /tmp/x && echo root of its own files"
+                "{POWERS} | grep Cap; chroot / true; touch /tmp/x && echo root of its own files"
             )),
             security(json!({"capabilities": capabilities})),
         ),
@@ -295,15 +257,15 @@ fn capabilities_are_dropped_and_added_as_asked_for() {
             CapEff: 0000000002000400
             CapBnd: 0000000002000400
             CapAmb: 0000000000000000
-            chown: /etc: Operation not permitted
+            chroot: can't change root directory to '/': Operation not permitted
             root of its own files"#]],
     );
 }
 
 #[test]
 fn another_user_than_root_has_no_capabilities() {
-    if !isolates() {
-        return;
+    if !nix::unistd::geteuid().is_root() {
+        return crate::not_run("the user namespace of a test without root has one user alone");
     }
     check(
         with(
@@ -328,9 +290,6 @@ fn another_user_than_root_has_no_capabilities() {
 
 #[test]
 fn the_host_name_is_the_plugins_and_resources_are_limited() {
-    if !isolates() {
-        return;
-    }
     let text = "hostname; ulimit -n; ulimit -Hn; ulimit -c; umask\n\
                 grep -c enclave /proc/self/cgroup; cat /proc/self/oom_score_adj";
     check(
@@ -361,9 +320,6 @@ fn hello(name: &str, port: u16, host_port: Option<u16>) -> Value {
 
 #[test]
 fn two_plugins_bind_the_same_port_and_each_is_reached_at_its_own() {
-    if !isolates() {
-        return;
-    }
     let scene = Scene::new();
     for plugin in ["one", "two", "three", "four"] {
         scene.hello(plugin);
@@ -388,9 +344,6 @@ fn two_plugins_bind_the_same_port_and_each_is_reached_at_its_own() {
 
 #[test]
 fn a_plugin_reaches_what_another_declares_and_nothing_else() {
-    if !isolates() {
-        return;
-    }
     let scene = Scene::with_app();
     for plugin in ["web", "hidden"] {
         scene.hello(plugin);
