@@ -158,8 +158,8 @@ impl Steps<'_> {
         self.limits()?;
         let confinement = Arc::new(launch.capabilities.confinement().map_err(io::Error::other)?);
         self.list.add(Step::Bound(Arc::clone(&confinement)));
-        // Where that is denied, groups can neither be taken nor given up. A kernel without user namespaces has
-        // no such file, and denies nothing.
+        // Where that is denied, groups can neither be taken nor given up. A kernel without user namespaces
+        // has no such file, and denies nothing.
         let groups = std::fs::read_to_string("/proc/self/setgroups");
         let alone = groups.map_or(true, |text| text.trim() != "deny");
         self.list.add(Step::User { identity: launch.identity, alone });

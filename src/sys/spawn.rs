@@ -297,8 +297,8 @@ fn bear(recipe: &Recipe, ends: &Ends, pid: &AtomicI32, stack: &mut [u128]) -> Re
     let context = ptr::from_mut(&mut child).cast::<c_void>();
     if !recipe.init.is_executed() {
         child.joined = false;
-        // SAFETY: as below, in a copy of the memory. A thread that held a lock there would hang the child, and
-        // the start would be given up on.
+        // SAFETY: as below, in a copy of the memory. A thread that held a lock there would hang the child,
+        // and the start would be given up on.
         let cloned = unsafe { clone::apart(namespaces, become_plugin, context, stack, pid) };
         return cloned.map_err(|errno| Failure { stage: "clone".to_owned(), errno: errno as i32 });
     }

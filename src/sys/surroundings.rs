@@ -168,8 +168,8 @@ impl List {
     }
 }
 
-/// Whether this process's root is the machine's: no other makes device nodes. A kernel without user namespaces
-/// has no other.
+/// Whether this process's root is the machine's: no other makes device nodes. A kernel without user
+/// namespaces has no other.
 fn in_first_user_namespace() -> io::Result<bool> {
     match std::fs::read_to_string("/proc/self/uid_map") {
         Ok(map) => Ok(map.split_whitespace().eq(["0", "0", "4294967295"])),
