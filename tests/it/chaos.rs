@@ -24,7 +24,7 @@ use serde_json::{Value, json};
 use crate::{
     dice::Dice,
     enclave::Enclave,
-    patience::eventually,
+    patience::{Deadline, eventually},
     process::{children, kill_9},
     scene::{Scene, deployment, idle, script, with},
 };
@@ -237,14 +237,14 @@ impl Chaos {
     fn all_run(&self) {
         let mut missing: BTreeSet<String> =
             self.enclave.client.status().plugins.into_iter().map(|plugin| plugin.name).collect();
-        eventually("every plugin to run", || {
-            for plugin in self.enclave.client.status().plugins {
-                if plugin.phase == PluginPhase::Running {
-                    missing.remove(&plugin.name);
-                }
+        let deadline = Deadline::new();
+        while !missing.is_empty() {
+            let plugins = self.enclave.client.status().plugins;
+            for plugin in plugins.iter().filter(|plugin| plugin.phase == PluginPhase::Running) {
+                missing.remove(&plugin.name);
             }
-            missing.is_empty().then_some(())
-        });
+            assert!(!deadline.left().is_zero(), "{missing:?} do not run: {plugins:#?}");
+        }
     }
 }
 
