@@ -306,6 +306,8 @@ impl Machine {
         if !sys::entropy::is_ready() {
             self.remark("EntropyLow", "the kernel has no randomness yet: the start waits for it".to_owned());
         }
+        let lifted = sys::limits::lift_files_of_machine();
+        self.tried("OpenFilesLow", "lift the machine's limit of open files", lifted);
         self.raise(sys::limits::open_files_most());
         self.find_clock();
     }

@@ -19,6 +19,13 @@ pub fn raise_open_files(most: Option<u64>) -> io::Result<u64> {
     Ok(hard)
 }
 
+/// Lets memory alone limit how many files the machine has open: by default it is a tenth of it, in kilobytes,
+/// and one plugin could use them up for every process that is not root, as `net` is. Open files are charged
+/// to their plugin's memory. systemd does the same.
+pub fn lift_files_of_machine() -> io::Result<()> {
+    fs::write("/proc/sys/fs/file-max", i64::MAX.to_string())
+}
+
 /// The most descriptors that the kernel lets any process have.
 pub fn open_files_most() -> Option<u64> {
     fs::read_to_string("/proc/sys/fs/nr_open").ok()?.trim().parse().ok()

@@ -24,6 +24,7 @@ use serde_json::{Value, json};
 use crate::{
     dice::Dice,
     enclave::Enclave,
+    groups::groups,
     patience::{Deadline, eventually},
     process::{children, kill_9},
     scene::{Scene, deployment, idle, script, with},
@@ -267,26 +268,6 @@ fn marked(mark: &str) -> Vec<i32> {
         environment.split(|byte| *byte == 0).any(|variable| variable == format!("MARK={mark}").as_bytes())
     };
     entries.into_iter().filter(|entry| entry.state != 'Z').map(|entry| entry.pid).filter(has).collect()
-}
-
-/// The directories of a boot's control groups.
-fn groups(boot_id: &str) -> Vec<PathBuf> {
-    let mut found = Vec::new();
-    let mut left = vec![PathBuf::from("/sys/fs/cgroup")];
-    while let Some(directory) = left.pop() {
-        // Others come and go meanwhile.
-        let entries = fs::read_dir(&directory).into_iter().flatten().filter_map(Result::ok);
-        let directories = entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
-        for path in directories.map(|entry| entry.path()) {
-            if is_of(&path, boot_id) { found.push(path) } else { left.push(path) }
-        }
-    }
-    found
-}
-
-fn is_of(path: &Path, boot_id: &str) -> bool {
-    let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-    name.strip_prefix("enclave-").is_some_and(|id| id.len() >= 8 && boot_id.starts_with(id))
 }
 
 #[test]

@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 
 use crate::{
     client::{Answer, Client, Feed},
+    groups::Groups,
     patience::eventually,
     process::{Process, children, command_line},
     scene::{Scene, product},
@@ -61,6 +62,7 @@ pub(crate) struct Enclave {
     /// The supervisor's own process id, as the test sees it.
     pub(crate) pid: i32,
     pub(crate) scene: Scene,
+    _groups: Groups,
     _company: Company,
 }
 
@@ -90,7 +92,8 @@ impl Scene {
         });
         let pid = if how.as_init { children(process.pid())[0].pid } else { process.pid() };
         let client = Client { path: self.path("v.sock"), token: None };
-        Enclave { client, process, pid, scene: self, _company: company }
+        let groups = Groups(client.status().boot_id);
+        Enclave { client, process, pid, scene: self, _groups: groups, _company: company }
     }
 
     fn command_line(&self, how: &How) -> Vec<String> {

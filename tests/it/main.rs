@@ -21,6 +21,7 @@ mod dice;
 mod enclave;
 mod environment;
 mod grants;
+mod groups;
 mod host;
 mod isolation;
 mod limits;
