@@ -197,6 +197,8 @@ impl Children {
         let captured = slot.capture.add(stdout.into(), LogStream::Stdout);
         let captured = captured.and_then(|()| slot.capture.add(stderr.into(), LogStream::Stderr));
         captured.map_err(|error| Failure::of("capture the output", &error))?;
+        let renewed = slot.cgroup.as_ref().map_or(Ok(()), |cgroup| cgroup.renew());
+        renewed.map_err(|error| Failure::of("limit the control group", &error))?;
         let ends = Ends { stdout: stdout_end.into(), stderr: stderr_end.into(), socket };
         let birth = self.spawner.spawn(&slot.recipe, ends)?;
         let live = Live {

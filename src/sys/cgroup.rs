@@ -16,6 +16,7 @@ use std::{
     io::{self, Read, Write},
     os::fd::OwnedFd,
     path::{Path, PathBuf},
+    sync::atomic::{AtomicBool, Ordering},
     time::Duration,
 };
 
@@ -108,7 +109,12 @@ pub struct Cgroups {
 
 /// One plugin's group.
 #[derive(Debug)]
-pub struct Cgroup(Group);
+pub struct Cgroup {
+    group: Group,
+    cpu_millis: Option<u64>,
+    /// Whether the CPU limit is lifted.
+    lifted: AtomicBool,
+}
 
 /// A directory in every hierarchy that is used; removed when dropped.
 #[derive(Debug)]
@@ -241,18 +247,18 @@ impl Cgroups {
     /// its controller.
     pub fn plugin(&self, name: &str, limits: &Limits) -> io::Result<Cgroup> {
         let group = Group::make(self.whole.0.join(name))?;
-        let within = |limits: &Limits| Limits {
+        let limits = Limits {
             cpu_millis: limits.cpu_millis.filter(|_| self.limits(Controller::Cpu)),
             memory_bytes: limits.memory_bytes.filter(|_| self.limits(Controller::Memory)),
             pids: limits.pids.filter(|_| self.limits(Controller::Pids)),
         };
-        group.limit(&within(limits))?;
+        group.limit(&limits)?;
         if let Layout::Unified(path) = &group.0 {
             // A plugin without one of its processes is no plugin. Since Linux 4.19. The group above does not
             // have it: all plugins would be killed for one.
             fs::write(path.join("memory.oom.group"), "1").ok();
         }
-        Ok(Cgroup(group))
+        Ok(Cgroup { group, cpu_millis: limits.cpu_millis, lifted: AtomicBool::new(false) })
     }
 }
 
@@ -323,6 +329,14 @@ impl Group {
         Ok(())
     }
 
+    fn lift_cpu(&self) -> io::Result<()> {
+        let Some(path) = self.0.of(Controller::Cpu) else { return Ok(()) };
+        match self.0 {
+            Layout::Unified(_) => fs::write(path.join("cpu.max"), "max"),
+            Layout::Split(_) => fs::write(path.join("cpu.cfs_quota_us"), "-1"),
+        }
+    }
+
     fn remove(&self) {
         for path in self.0.directories() {
             // EBUSY: a process that does not die, or one that another made here.
@@ -353,26 +367,34 @@ impl Cgroup {
     /// In version 1 it joins as that thread: since Linux 5.12 this spares the lock that keeps every process
     /// of the machine from forking and ending meanwhile, which takes five to fifteen milliseconds to get.
     pub(super) fn doors(&self) -> io::Result<Vec<OwnedFd>> {
-        let file = match self.0.0 {
+        let file = match self.group.0 {
             Layout::Unified(_) => "cgroup.procs",
             Layout::Split(_) => "tasks",
         };
         let open = |path: &Path| Ok(File::options().write(true).open(path.join(file))?.into());
-        self.0.0.directories().into_iter().map(open).collect()
+        self.group.0.directories().into_iter().map(open).collect()
     }
 
     /// The directory in which a process can be cloned, which takes no such lock either: version 2, since
     /// Linux 5.7.
     pub(super) fn cradle(&self) -> io::Result<Option<OwnedFd>> {
-        match &self.0.0 {
+        match &self.group.0 {
             Layout::Unified(path) => Ok(Some(File::open(path)?.into())),
             Layout::Split(_) => Ok(None),
         }
     }
 
+    /// Makes it ready for the next run.
+    pub fn renew(&self) -> io::Result<()> {
+        if self.lifted.swap(false, Ordering::Relaxed) {
+            self.group.limit(&Limits { cpu_millis: self.cpu_millis, ..Limits::default() })?;
+        }
+        Ok(())
+    }
+
     /// What it uses now.
     pub fn usage(&self) -> Usage {
-        let group = &self.0;
+        let group = &self.group;
         match group.0 {
             Layout::Unified(_) => Usage {
                 cpu: group.value(Controller::Cpu, "cpu.stat", "usage_usec").map(Duration::from_micros),
@@ -390,16 +412,22 @@ impl Cgroup {
     /// How often the out-of-memory killer has struck here; none where the kernel does not count it by group
     /// (before Linux 4.13, or without the controller).
     pub fn oom_kills(&self) -> Option<u64> {
-        let file = match self.0.0 {
+        let file = match self.group.0 {
             Layout::Unified(_) => "memory.events",
             Layout::Split(_) => "memory.oom_control",
         };
-        self.0.value(Controller::Memory, file, "oom_kill")
+        self.group.value(Controller::Memory, file, "oom_kill")
     }
 
     /// Kills everything in it, however it left its session or its parent.
+    ///
+    /// Its CPU limit is lifted: who has used up his part would take seconds to die. [`Cgroup::renew`] sets it
+    /// again.
     pub fn kill(&self) -> io::Result<()> {
-        if let Layout::Unified(path) = &self.0.0 {
+        if self.cpu_millis.is_some() && self.group.lift_cpu().is_ok() {
+            self.lifted.store(true, Ordering::Relaxed);
+        }
+        if let Layout::Unified(path) = &self.group.0 {
             // Since Linux 5.14. A file that is not there is not made: the directory takes none.
             match File::options().write(true).open(path.join("cgroup.kill")) {
                 Ok(mut file) => return file.write_all(b"1"),
@@ -415,7 +443,7 @@ impl Cgroup {
     }
 
     fn kill_each(&self) -> io::Result<()> {
-        let [path, ..] = self.0.0.directories()[..] else { return Ok(()) };
+        let [path, ..] = self.group.0.directories()[..] else { return Ok(()) };
         for line in read(&path.join("cgroup.procs"))?.lines() {
             let Ok(pid @ 1..) = line.parse::<i32>() else { continue };
             // ESRCH: it has ended meanwhile. Its number is in this group or free, and not another's.
@@ -426,13 +454,13 @@ impl Cgroup {
 
     /// Best effort: version 2 has it since Linux 5.2.
     fn freeze(&self, frozen: bool) {
-        let (file, word) = match (&self.0.0, frozen) {
+        let (file, word) = match (&self.group.0, frozen) {
             (Layout::Unified(_), true) => ("cgroup.freeze", "1"),
             (Layout::Unified(_), false) => ("cgroup.freeze", "0"),
             (Layout::Split(_), true) => ("freezer.state", "FROZEN"),
             (Layout::Split(_), false) => ("freezer.state", "THAWED"),
         };
-        if let Some(path) = self.0.0.of(Controller::Freezer) {
+        if let Some(path) = self.group.0.of(Controller::Freezer) {
             fs::write(path.join(file), word).ok();
         }
     }
