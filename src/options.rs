@@ -83,7 +83,8 @@ const SOCKET: &str = "/run/enclave/supervisor.sock";
 pub enum Isolation {
     /// By all that the kernel offers, as an enclave always does
     Full,
-    /// By their root file systems alone: to measure what the rest costs
+    /// By their root file systems alone and without an init, and so without exec probes: to measure what the
+    /// rest costs
     None,
 }
 

@@ -215,7 +215,7 @@ impl Children {
         slot.live = Some(live);
         // The last run's listener has nothing more to hear.
         slot.listener.abort_all();
-        let program = slot.recipe.program().to_owned();
+        let program = (!slot.recipe.is_direct()).then(|| slot.recipe.program().to_owned());
         slot.listener.spawn(listen((plugin, run), program, birth, control, told, self.speak.clone()));
         Ok(())
     }
@@ -251,7 +251,8 @@ impl Children {
         let Some(live) = self.live(plugin, run) else { return Vec::new() };
         live.answered = true;
         let (init, ended) = (live.pid().unwrap_or(0), live.ended);
-        let pid = command_of(init).unwrap_or(init).unsigned_abs();
+        let direct = self.plugins.get(plugin.0).is_some_and(|slot| slot.recipe.is_direct());
+        let pid = if direct { init } else { command_of(init).unwrap_or(init) }.unsigned_abs();
         let mut events = vec![Event::Spawned { plugin, run, pid }];
         if let Some(ending) = ended {
             let exit = self.exit_reason(plugin, ending);
@@ -453,14 +454,15 @@ impl Children {
 /// Hears of one run: its start, and what its init says until its end.
 async fn listen(
     (plugin, run): (PluginId, RunId),
-    program: String,
+    program: Option<String>,
     birth: Birth,
     control: Arc<Control>,
     told: Arc<Mutex<Option<Report>>>,
     speak: mpsc::Sender<Word>,
 ) {
     let late = || Failure { stage: "wait for the start".to_owned(), errno: libc::ETIMEDOUT };
-    let answer = timeout(START_MAX, start(birth, &control, &program)).await.unwrap_or_else(|_| Err(late()));
+    let answer =
+        timeout(START_MAX, start(birth, &control, program.as_deref())).await.unwrap_or_else(|_| Err(late()));
     // The driver is gone: nobody listens any more.
     if speak.send(Word { plugin, run, said: Said::Answer(answer) }).await.is_err() {
         return;
@@ -481,9 +483,11 @@ async fn listen(
     }
 }
 
-async fn start(birth: Birth, control: &Control, program: &str) -> Result<(), Failure> {
+/// Waits for a start; without the name of a program there is no init to tell of it.
+async fn start(birth: Birth, control: &Control, program: Option<&str>) -> Result<(), Failure> {
     let ended = |stage: &str| Failure { stage: stage.to_owned(), errno: libc::ESRCH };
     birth.born.await.unwrap_or_else(|_| Err(ended("start the init")))?;
+    let Some(program) = program else { return Ok(()) };
     match control.recv().await {
         Some(Report::NotStarted { errno }) => Err(Failure { stage: format!("execute {program:?}"), errno }),
         // It overtook `Started` only if a plugin forges it; its end is still its own init's.

@@ -114,12 +114,20 @@ impl Recipe {
         let text = |text: &str| CString::new(text).map_err(|error| invalid(error.into()));
         let words = launch.argv.iter().map(|word| text(word)).collect::<Result<Vec<_>, _>>()?;
         let variables = launch.env.iter().map(|(name, value)| text(&format!("{name}={value}")));
+        // With neither a PID namespace nor limits on its user there is nothing for an init to make up for.
+        let is_direct = root && !isolated;
+        let path = launch.env.iter().find(|(name, _)| name == "PATH").map_or("", |(_, value)| value);
+        let program = launch.argv.first().map_or("", String::as_str);
+        let programs = if is_direct { candidates(program, path) } else { Vec::new() };
+        let programs = programs.iter().map(|path| text(path)).collect::<Result<_, _>>()?;
+        let before = if is_direct { &[] } else { init.words() };
         Ok(Self {
+            programs,
             namespaces,
             cradle,
             doors,
             steps: steps.list.0,
-            words: init.words().iter().cloned().chain(words).collect(),
+            words: before.iter().cloned().chain(words).collect(),
             variables: variables.collect::<Result<_, _>>()?,
             init,
         })
@@ -248,5 +256,30 @@ impl Steps<'_> {
 
     fn write(&mut self, file: &CStr, text: &str, needed: bool) {
         self.list.add(Step::Write { file: file.to_owned(), text: text.to_owned(), needed });
+    }
+}
+
+/// The paths to try, as execvp does.
+fn candidates(program: &str, path: &str) -> Vec<String> {
+    if program.is_empty() {
+        return Vec::new();
+    }
+    if program.contains('/') {
+        return vec![program.to_owned()];
+    }
+    path.split(':')
+        .map(|dir| if dir.is_empty() { format!("./{program}") } else { format!("{dir}/{program}") })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_program_without_a_slash_is_looked_up_in_path() {
+        assert_eq!(candidates("sh", "/usr/bin:/bin::"), ["/usr/bin/sh", "/bin/sh", "./sh", "./sh"]);
+        assert_eq!(candidates("/hello", "/bin"), ["/hello"]);
+        assert!(candidates("", "/bin").is_empty());
     }
 }

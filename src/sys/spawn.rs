@@ -101,7 +101,9 @@ pub struct Recipe {
     /// Where a child that was not joins it.
     pub(super) doors: Vec<OwnedFd>,
     pub(super) steps: Vec<Arc<Step>>,
-    /// The init's name and the plugin's words.
+    /// Where the plugin's program may be, when it is executed without an init.
+    pub(super) programs: Vec<CString>,
+    /// The init's words, if there is one, and the plugin's.
     pub(super) words: Vec<CString>,
     pub(super) variables: Vec<CString>,
     pub(super) init: Arc<Program>,
@@ -110,7 +112,13 @@ pub struct Recipe {
 impl Recipe {
     /// The plugin's program, as it was named.
     pub fn program(&self) -> &str {
-        self.words.get(self.init.words.len()).and_then(|word| word.to_str().ok()).unwrap_or_default()
+        let before = if self.is_direct() { 0 } else { self.init.words.len() };
+        self.words.get(before).and_then(|word| word.to_str().ok()).unwrap_or_default()
+    }
+
+    /// Whether it has no init.
+    pub fn is_direct(&self) -> bool {
+        !self.programs.is_empty()
     }
 }
 
@@ -295,7 +303,7 @@ fn bear(recipe: &Recipe, ends: &Ends, pid: &AtomicI32, stack: &mut [u128]) -> Re
     };
     let namespaces = u64::from(recipe.namespaces.bits().cast_unsigned());
     let context = ptr::from_mut(&mut child).cast::<c_void>();
-    if !recipe.init.is_executed() {
+    if !recipe.is_direct() && !recipe.init.is_executed() {
         child.joined = false;
         // SAFETY: as below, in a copy of the memory. A thread that held a lock there would hang the child,
         // and the start would be given up on.
@@ -323,6 +331,7 @@ fn bear(recipe: &Recipe, ends: &Ends, pid: &AtomicI32, stack: &mut [u128]) -> Re
     let stage = match stage {
         Stage::Join => "join the control group".to_owned(),
         Stage::Step(index) => recipe.steps.get(index).map_or_else(String::new, ToString::to_string),
+        Stage::Execute if recipe.is_direct() => format!("execute {:?}", recipe.program()),
         Stage::Execute => "execute the init".to_owned(),
     };
     Err(Failure { stage, errno: errno as i32 })
@@ -340,7 +349,7 @@ extern "C" fn become_plugin(context: *mut c_void) -> c_int {
         }
         Err(failed) => {
             child.failed = Some(failed);
-            if !child.recipe.init.is_executed() {
+            if !child.recipe.is_direct() && !child.recipe.init.is_executed() {
                 // A copy's memory is not the parent's.
                 let [.., socket] = child.descriptors;
                 // SAFETY: the descriptor is open in this copy as it was in the parent.
@@ -366,21 +375,48 @@ fn prepare(child: &Child<'_>) -> Result<(), (Stage, Errno)> {
         *place = unsafe { libc::fcntl(descriptor, libc::F_DUPFD_CLOEXEC, 10) };
         Errno::result(*place).map_err(last)?;
     }
-    for (descriptor, wanted) in moved.into_iter().zip(0..) {
+    // Without an init nobody has a use for the socket.
+    let given = if child.recipe.is_direct() { 3 } else { 4 };
+    for (descriptor, wanted) in moved.into_iter().zip(0..given) {
         // SAFETY: this process's descriptors are its own (no CLONE_FILES), and nobody owns these four.
         Errno::result(unsafe { libc::dup2(descriptor, wanted) }).map_err(last)?;
+    }
+    let (words, variables) = (child.words.as_ptr(), child.variables.as_ptr());
+    if child.recipe.is_direct() {
+        return execute(&child.recipe.programs, words, variables).map_err(last);
     }
     let Some(file) = &child.recipe.init.file else {
         close_others();
         return Ok(());
     };
-    let (words, variables) = (child.words.as_ptr(), child.variables.as_ptr());
     let file = file.as_raw_fd();
     // SAFETY: both arrays end with a null pointer and point to NUL-terminated strings that live on.
     let done = unsafe {
         libc::syscall(libc::SYS_execveat, file, c"".as_ptr(), words, variables, libc::AT_EMPTY_PATH)
     };
     Errno::result(done).map(drop).map_err(last)
+}
+
+/// Executes the first program that is there, as execvp does: EACCES is remembered while looking further.
+fn execute(
+    programs: &[CString],
+    words: *const *const c_char,
+    variables: *const *const c_char,
+) -> nix::Result<()> {
+    init::reset_actions()?;
+    sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None)?;
+    let mut errno = Errno::ENOENT;
+    for program in programs {
+        // SAFETY: both arrays end with a null pointer and point to NUL-terminated strings that live on.
+        unsafe { libc::execve(program.as_ptr(), words, variables) };
+        let failed = Errno::last();
+        if failed == Errno::EACCES {
+            errno = failed;
+        } else if failed != Errno::ENOENT && failed != Errno::ENOTDIR {
+            return Err(failed);
+        }
+    }
+    Err(errno)
 }
 
 /// Closes what a copy of this process has beside its own four descriptors.

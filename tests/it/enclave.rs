@@ -51,6 +51,8 @@ pub(crate) struct How {
     pub(crate) sample_interval: Option<u32>,
     /// Without a static init at hand.
     pub(crate) without_init: bool,
+    /// With plugins that are not isolated.
+    pub(crate) bare: bool,
     /// Whom the out-of-memory killer concerns.
     pub(crate) killer: Killer,
 }
@@ -119,6 +121,9 @@ impl Scene {
             format!("--sample-interval={}", how.sample_interval.unwrap_or(1)),
             "--seed=1".to_owned(),
         ]);
+        if how.bare {
+            words.push("--isolation=none".to_owned());
+        }
         if !how.without_init {
             words.push(format!("--plugin-init={}", product("enclave-init").display()));
         }

@@ -31,6 +31,7 @@ const KILLER: How = How {
     through: Vec::new(),
     sample_interval: None,
     without_init: false,
+    bare: false,
 };
 
 fn limited(app: Value, limits: Value) -> Value {

@@ -6,7 +6,7 @@ use serde_json::json;
 use crate::{
     enclave::{How, is},
     patience::Deadline,
-    process::kill_9,
+    process::{children, kill_9},
     scene::{Scene, deployment, deployment_with, idle, image, script, with},
 };
 
@@ -205,4 +205,26 @@ fn a_supervisor_that_is_linked_dynamically_gives_each_plugin_a_copy_of_itself_fo
     enclave.drain(10);
     let end = enclave.finish();
     assert_eq!(end.final_state("app")["code"], 5);
+}
+
+#[test]
+fn without_isolation_a_plugin_is_the_supervisor_s_own_child_and_its_life_is_the_same() {
+    if !nix::unistd::geteuid().is_root() {
+        crate::not_run("without root there is no isolation to be left out");
+        return;
+    }
+    let mut enclave = Scene::with_app().start_as(How { bare: true, ..How::default() });
+    let text = "trap 'exit 5' TERM; echo up; while true; do sleep 0.1; done";
+    let accepted = enclave.run(&deployment(json!([script("app", text)])));
+    let kinds: Vec<_> = accepted.conditions.iter().map(|condition| condition.kind.as_str()).collect();
+    assert!(kinds.contains(&"NotIsolated"), "{kinds:?}");
+    enclave.line("app", "up");
+    let pid = i32::try_from(enclave.plugin("app").pid.unwrap()).unwrap();
+    assert!(children(enclave.pid).iter().any(|child| child.pid == pid));
+    kill_9(pid);
+    enclave
+        .events()
+        .until("a restart", |event| is(event, "app", "Started") && event.message.contains("restart 1"));
+    enclave.drain(10);
+    assert_eq!(enclave.finish().final_state("app")["code"], 5);
 }

@@ -134,11 +134,11 @@ pub(super) fn refuse(socket: BorrowedFd<'_>, errno: Errno) {
     tell(socket, Report::NotStarted { errno: errno as i32 });
 }
 
-/// Default actions for every signal, all of them blocked and readable from the descriptor.
+/// Default actions for every signal.
 ///
 /// The kernel is asked directly, because C libraries keep some real-time signals to themselves and refuse to
 /// reset them, while whoever started the supervisor may well have them ignored.
-fn prepare_signals() -> nix::Result<SignalFd> {
+pub(super) fn reset_actions() -> nix::Result<()> {
     const SIGNAL_LAST: i32 = 64;
     // The kernel's `sigaction` with SIG_DFL, no flags and an empty mask, in whichever order the fields are.
     const DEFAULT: [u64; 4] = [0; 4];
@@ -151,6 +151,12 @@ fn prepare_signals() -> nix::Result<SignalFd> {
             unsafe { libc::syscall(libc::SYS_rt_sigaction, signal, DEFAULT.as_ptr(), old, MASK_BYTES) };
         Errno::result(done)?;
     }
+    Ok(())
+}
+
+/// Default actions for every signal, all of them blocked and readable from the descriptor.
+fn prepare_signals() -> nix::Result<SignalFd> {
+    reset_actions()?;
     let all = SigSet::all();
     sigprocmask(SigmaskHow::SIG_SETMASK, Some(&all), None)?;
     SignalFd::with_flags(&all, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
