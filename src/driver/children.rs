@@ -194,12 +194,11 @@ impl Children {
         let made = || -> io::Result<_> { Ok((io::pipe()?, io::pipe()?, Control::pair()?)) };
         let ((stdout, stdout_end), (stderr, stderr_end), (control, socket)) =
             made().map_err(|error| Failure::of("make the pipes", &error))?;
-        let captured = slot.capture.add(stdout.into(), LogStream::Stdout);
-        let captured = captured.and_then(|()| slot.capture.add(stderr.into(), LogStream::Stderr));
-        captured.map_err(|error| Failure::of("capture the output", &error))?;
         let renewed = slot.cgroup.as_ref().map_or(Ok(()), |cgroup| cgroup.renew());
         renewed.map_err(|error| Failure::of("limit the control group", &error))?;
+        let oom_kills_before = slot.cgroup.as_ref().and_then(|cgroup| cgroup.oom_kills()).unwrap_or(0);
         let ends = Ends { stdout: stdout_end.into(), stderr: stderr_end.into(), socket };
+        // From here on the child is on its way; everything below is done meanwhile.
         let birth = self.spawner.spawn(&slot.recipe, ends)?;
         let live = Live {
             run,
@@ -209,7 +208,7 @@ impl Children {
             answered: false,
             ended: None,
             killed: false,
-            oom_kills_before: slot.cgroup.as_ref().and_then(|cgroup| cgroup.oom_kills()).unwrap_or(0),
+            oom_kills_before,
         };
         let (control, told) = (Arc::clone(&live.control), Arc::clone(&live.told));
         slot.live = Some(live);
@@ -217,7 +216,9 @@ impl Children {
         slot.listener.abort_all();
         let program = (!slot.recipe.is_direct()).then(|| slot.recipe.program().to_owned());
         slot.listener.spawn(listen((plugin, run), program, birth, control, told, self.speak.clone()));
-        Ok(())
+        let captured = slot.capture.add(stdout.into(), LogStream::Stdout);
+        let captured = captured.and_then(|()| slot.capture.add(stderr.into(), LogStream::Stderr));
+        captured.map_err(|error| Failure::of("capture the output", &error))
     }
 
     /// The next that is heard of any run.

@@ -55,7 +55,7 @@ use crate::{
         server::{Shared, serve_inside},
     },
     deployment::{self, Deployment, Ground, PrepareError},
-    engine::{Engine, Event, Outcome, PluginId},
+    engine::{Effect, Engine, Event, Outcome, PluginId},
     options::Exit,
     sample::{
         families,
@@ -399,7 +399,11 @@ impl Driver {
         let mut events = VecDeque::from([event]);
         while let Some(event) = events.pop_front() {
             let Some(running) = &mut self.running else { return };
-            for effect in running.engine.step(now, event) {
+            // First what is to be done, then what is to be said: a restart does not wait for its records.
+            let effects = running.engine.step(now, event).into_iter();
+            let (said, done): (Vec<_>, Vec<_>) =
+                effects.partition(|effect| matches!(effect, Effect::Report(_)));
+            for effect in done.into_iter().chain(said) {
                 let board = &self.parts.shared.board;
                 let ended = running.perform(effect, board, self.clock, &mut events);
                 self.outcome = self.outcome.or(ended);

@@ -179,7 +179,8 @@ pub enum Event {
     },
 }
 
-/// What the driver is to do. Effects are performed in the order of the list.
+/// What the driver is to do. Effects are performed in the order of the list; reports may come after the
+/// others.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Effect {
     /// Make a process for this plugin; answer with [`Event::Spawned`] or [`Event::SpawnFailed`].
