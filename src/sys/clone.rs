@@ -24,13 +24,8 @@ pub(super) unsafe fn beside(
     stack: &mut [u128],
     pid: &AtomicI32,
 ) -> nix::Result<()> {
-    let namespaces = c_int::try_from(namespaces).map_err(|_| Errno::EINVAL)?;
-    let flags = libc::CLONE_VM | libc::CLONE_VFORK | libc::CLONE_PARENT_SETTID | libc::SIGCHLD;
-    // SAFETY: the pointer is one past the end of the stack's own allocation.
-    let top = unsafe { stack.as_mut_ptr().add(stack.len()) };
-    // SAFETY: the stack and what the caller promises; this thread waits (CLONE_VFORK).
-    let cloned = unsafe { libc::clone(body, top.cast(), flags | namespaces, context, pid.as_ptr()) };
-    Errno::result(cloned).map(drop)
+    // SAFETY: what the caller promises, and this thread waits (CLONE_VFORK).
+    unsafe { clone(libc::CLONE_VM | libc::CLONE_VFORK, namespaces, body, context, stack, pid) }
 }
 
 /// Makes a child with a copy of the memory, as fork does; nobody waits for it.
@@ -44,11 +39,27 @@ pub(super) unsafe fn apart(
     stack: &mut [u128],
     pid: &AtomicI32,
 ) -> nix::Result<()> {
+    // SAFETY: the child has its own copy of the stack and of what the context points to.
+    unsafe { clone(0, namespaces, body, context, stack, pid) }
+}
+
+/// Makes a child that tells its end by SIGCHLD.
+///
+/// # Safety
+/// As [`beside`], by the flags.
+unsafe fn clone(
+    flags: c_int,
+    namespaces: u64,
+    body: Body,
+    context: *mut c_void,
+    stack: &mut [u128],
+    pid: &AtomicI32,
+) -> nix::Result<()> {
     let namespaces = c_int::try_from(namespaces).map_err(|_| Errno::EINVAL)?;
+    let flags = flags | namespaces | libc::CLONE_PARENT_SETTID | libc::SIGCHLD;
     // SAFETY: the pointer is one past the end of the stack's own allocation.
     let top = unsafe { stack.as_mut_ptr().add(stack.len()) };
-    let flags = libc::CLONE_PARENT_SETTID | libc::SIGCHLD | namespaces;
-    // SAFETY: the child has its own copy of the stack and of what the context points to.
+    // SAFETY: the caller's promise.
     let cloned = unsafe { libc::clone(body, top.cast(), flags, context, pid.as_ptr()) };
     Errno::result(cloned).map(drop)
 }
