@@ -6,7 +6,7 @@
 //! ```text
 //! host ── commands ──▶ ┌────────┐ ── Event ──▶ engine ── Effect ──▶ spawn, signal, report
 //! SIGCHLD ───────────▶ │ driver │
-//! shims ─────────────▶ │        │ ── status, sample, events ──▶ board ──▶ host, plugins
+//! inits ─────────────▶ │        │ ── status, sample, events ──▶ board ──▶ host, plugins
 //! timer, sample tick ▶ └────────┘
 //! ```
 //! Order of the end: plugins (engine: users, services, telemetry) → their last output → final status → the

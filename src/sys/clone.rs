@@ -1,5 +1,5 @@
-//! clone(2) as vfork makes a child: it shares the caller's memory, and the calling thread waits until it has
-//! executed a program or ended.
+//! clone(2), mostly as vfork makes a child: it shares the caller's memory, and the calling thread waits until
+//! it has executed a program or ended.
 
 use std::{
     ffi::{c_int, c_void},
@@ -12,43 +12,23 @@ use nix::errno::Errno;
 /// What a child runs. What it returns is its exit code.
 pub(super) type Body = extern "C" fn(*mut c_void) -> c_int;
 
-/// Makes a child where this process's own control group is.
+/// Whose memory a child has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Memory {
+    /// Its parent's, as after vfork; the calling thread waits.
+    Shared,
+    /// A copy, as after fork; nobody waits.
+    Copied,
+}
+
+/// Makes a child where this process's own control group is; it tells its end by SIGCHLD.
 ///
 /// # Safety
 /// `context` is what `body` takes it for, and stays so until this returns; nobody else uses `stack`
-/// meanwhile. The body neither unwinds nor counts on being the only user of the memory.
+/// meanwhile. The body does not unwind. In shared memory it does not count on being the only user; in a
+/// copy it bears that other threads have gone in the midst of anything.
 pub(super) unsafe fn beside(
-    namespaces: u64,
-    body: Body,
-    context: *mut c_void,
-    stack: &mut [u128],
-    pid: &AtomicI32,
-) -> nix::Result<()> {
-    // SAFETY: what the caller promises, and this thread waits (CLONE_VFORK).
-    unsafe { clone(libc::CLONE_VM | libc::CLONE_VFORK, namespaces, body, context, stack, pid) }
-}
-
-/// Makes a child with a copy of the memory, as fork does; nobody waits for it.
-///
-/// # Safety
-/// As [`beside`]; and the body must bear that other threads have gone in the midst of anything.
-pub(super) unsafe fn apart(
-    namespaces: u64,
-    body: Body,
-    context: *mut c_void,
-    stack: &mut [u128],
-    pid: &AtomicI32,
-) -> nix::Result<()> {
-    // SAFETY: the child has its own copy of the stack and of what the context points to.
-    unsafe { clone(0, namespaces, body, context, stack, pid) }
-}
-
-/// Makes a child that tells its end by SIGCHLD.
-///
-/// # Safety
-/// As [`beside`], by the flags.
-unsafe fn clone(
-    flags: c_int,
+    memory: Memory,
     namespaces: u64,
     body: Body,
     context: *mut c_void,
@@ -56,10 +36,14 @@ unsafe fn clone(
     pid: &AtomicI32,
 ) -> nix::Result<()> {
     let namespaces = c_int::try_from(namespaces).map_err(|_| Errno::EINVAL)?;
-    let flags = flags | namespaces | libc::CLONE_PARENT_SETTID | libc::SIGCHLD;
+    let memory = match memory {
+        Memory::Shared => libc::CLONE_VM | libc::CLONE_VFORK,
+        Memory::Copied => 0,
+    };
+    let flags = memory | namespaces | libc::CLONE_PARENT_SETTID | libc::SIGCHLD;
     // SAFETY: the pointer is one past the end of the stack's own allocation.
     let top = unsafe { stack.as_mut_ptr().add(stack.len()) };
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller's promise; where the memory is shared, this thread waits (CLONE_VFORK).
     let cloned = unsafe { libc::clone(body, top.cast(), flags, context, pid.as_ptr()) };
     Errno::result(cloned).map(drop)
 }

@@ -38,7 +38,11 @@ use nix::{
 };
 use tokio::sync::oneshot;
 
-use super::{clone, confine::Step, init};
+use super::{
+    clone::{self, Memory},
+    confine::Step,
+    init,
+};
 
 /// Stack of a child before it executes something: the steps use a few hundred bytes.
 const STACK_BYTES: usize = 64 << 10;
@@ -307,7 +311,7 @@ fn bear(recipe: &Recipe, ends: &Ends, pid: &AtomicI32, stack: &mut [u128]) -> Re
         child.joined = false;
         // SAFETY: as below, in a copy of the memory. A thread that held a lock there would hang the child,
         // and the start would be given up on.
-        let cloned = unsafe { clone::apart(namespaces, become_plugin, context, stack, pid) };
+        let cloned = unsafe { clone::beside(Memory::Copied, namespaces, become_plugin, context, stack, pid) };
         return cloned.map_err(|errno| Failure { stage: "clone".to_owned(), errno: errno as i32 });
     }
     let in_group = recipe.cradle.as_ref().map(|cradle| {
@@ -322,7 +326,7 @@ fn bear(recipe: &Recipe, ends: &Ends, pid: &AtomicI32, stack: &mut [u128]) -> Re
             child.joined = false;
             let context = ptr::from_mut(&mut child).cast::<c_void>();
             // SAFETY: as above.
-            unsafe { clone::beside(namespaces, become_plugin, context, stack, pid) }
+            unsafe { clone::beside(Memory::Shared, namespaces, become_plugin, context, stack, pid) }
         }
         Some(Err(errno)) => Err(errno),
     };
