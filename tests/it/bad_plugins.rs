@@ -269,6 +269,8 @@ fn a_pid_that_is_reused_is_the_new_runs() {
     let app = with(idle("app"), json!({"restart": {"initialDelay": "10ms", "maxDelay": "20ms"}}));
     let pair = Pair::start_as(app, How { as_init: true, ..How::default() });
     let enclave = &pair.enclave;
+    // The pair waits for its witness alone.
+    enclave.started("app");
     let mut events = enclave.events();
     let mut reused = 0;
     for restarts in 1..=20 {
