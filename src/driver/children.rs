@@ -200,6 +200,7 @@ impl Children {
         let ends = Ends { stdout: stdout_end.into(), stderr: stderr_end.into(), socket };
         // From here on the child is on its way; everything below is done meanwhile.
         let birth = self.spawner.spawn(&slot.recipe, ends)?;
+        control.send(&wire::begin(), None).ok();
         let live = Live {
             run,
             pid: birth.place(),

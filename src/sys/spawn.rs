@@ -293,16 +293,14 @@ enum Stage {
 
 fn bear(recipe: &Recipe, ends: &Ends, pid: &AtomicI32, stack: &mut [u128]) -> Result<(), Failure> {
     let null = std::fs::File::open("/dev/null").map_err(|error| Failure::of("open /dev/null", &error))?;
-    let pointers =
-        |texts: &[CString]| texts.iter().map(|text| text.as_ptr()).chain([ptr::null()]).collect::<Vec<_>>();
     let descriptors =
         [&null as &dyn AsRawFd, &ends.stdout, &ends.stderr, &ends.socket].map(AsRawFd::as_raw_fd);
     let mut child = Child {
         recipe,
         joined: recipe.cradle.is_some(),
         descriptors,
-        words: pointers(&recipe.words),
-        variables: pointers(&recipe.variables),
+        words: init::command::pointers(&recipe.words),
+        variables: init::command::pointers(&recipe.variables),
         failed: None,
     };
     let namespaces = u64::from(recipe.namespaces.bits().cast_unsigned());
@@ -348,16 +346,16 @@ extern "C" fn become_plugin(context: *mut c_void) -> c_int {
     match prepare(child) {
         // Executed, this is never reached.
         Ok(()) => {
-            let plugins = child.recipe.words.get(child.recipe.init.words.len()..).unwrap_or_default();
-            init::run(plugins, child.recipe.variables.clone()).into()
+            let plugins = child.words.get(child.recipe.init.words.len()..).unwrap_or(&[ptr::null()]);
+            // SAFETY: in this copy of the memory the lists and their texts stay to the end.
+            unsafe { init::program(plugins.as_ptr(), child.variables.as_ptr()) }.into()
         }
         Err(failed) => {
             child.failed = Some(failed);
             if !child.recipe.is_direct() && !child.recipe.init.is_executed() {
                 // A copy's memory is not the parent's.
                 let [.., socket] = child.descriptors;
-                // SAFETY: the descriptor is open in this copy as it was in the parent.
-                init::refuse(unsafe { std::os::fd::BorrowedFd::borrow_raw(socket) }, failed.1);
+                init::refuse(socket, failed.1);
             }
             127
         }

@@ -5,43 +5,40 @@
 //! on to it, reaps what nobody else does, runs the probes' commands, and says on its socket how the command
 //! ended. When it ends, the kernel kills whatever is left in the namespace.
 //!
-//! There is one for each plugin, so it is small: it allocates next to nothing and keeps no buffer. It is
-//! confined as the plugin is, before it is executed. It is not dumpable, so that a plugin of the same user
-//! can neither trace it nor read its memory; a plugin that got hold of it all the same could lie about
-//! itself.
+//! There is one for each plugin, so it is small: it has no heap, keeps no buffer, and does nothing that could
+//! panic, because what a panic needs would double what it has in memory. (So it talks to the kernel through
+//! libc alone: the types of nix and rustix for descriptors and messages can panic.) It is confined as the
+//! plugin is, before it is executed. It is not dumpable, so that a plugin of the same user can neither trace
+//! it nor read its memory; a plugin that got hold of it all the same could lie about itself.
 //!
 //! ```text
 //! descriptor 0  /dev/null      1, 2  the plugin's output      3  the socket to the supervisor (see `wire`)
 //! arguments     the plugin's, its program first; the environment and the working directory are the plugin's
 //! ```
-//! It ends when its command has ended and that is told, or when the supervisor's end of the socket is gone.
+//! It runs the command when it is told to. It ends when the command has ended and that is told, or when the
+//! supervisor's end of the socket is gone.
 
+pub(super) mod command;
 pub mod control;
+mod packet;
 pub mod wire;
 
 use std::{
-    ffi::{CStr, CString, OsString},
-    io::IoSliceMut,
-    mem::MaybeUninit,
-    os::{
-        fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd},
-        unix::ffi::OsStringExt,
-    },
+    ffi::{CString, OsString, c_char},
+    os::{fd::RawFd, unix::ffi::OsStringExt},
+    ptr,
 };
 
 use nix::{
     errno::Errno,
-    spawn::{PosixSpawnAttr, PosixSpawnFileActions, PosixSpawnFlags, posix_spawnp},
-    sys::{
-        signal::{SigSet, SigmaskHow, sigprocmask},
-        signalfd::{SfdFlags, SignalFd},
-    },
+    sys::signal::{SigSet, SigmaskHow, sigprocmask},
 };
-use rustix::{
-    event::{PollFd, PollFlags, poll},
-    net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendFlags, recv, recvmsg, send},
+
+use self::{
+    command::{Texts, pointers, spawn},
+    packet::{Descriptor, Packet},
+    wire::{PACKET_MAX, Report, Request},
 };
-use wire::{PACKET_MAX, Report, Request};
 
 /// The hidden subcommand of the supervisor's binary that is this program.
 pub const SUBCOMMAND: &str = "plugin-init";
@@ -49,6 +46,7 @@ pub const SUBCOMMAND: &str = "plugin-init";
 pub const SOCKET: RawFd = 3;
 /// Commands that may run at once: a plugin has three probes and one hook.
 pub const COMMANDS_MAX: usize = 4;
+
 /// A command beside the plugin's own.
 #[derive(Debug)]
 struct Beside {
@@ -57,10 +55,10 @@ struct Beside {
 }
 
 #[derive(Debug)]
-struct Init {
-    socket: BorrowedFd<'static>,
+struct Init<'a> {
+    signals: RawFd,
     main: i32,
-    variables: Vec<CString>,
+    variables: Texts<'a>,
     beside: [Option<Beside>; COMMANDS_MAX],
 }
 
@@ -70,67 +68,134 @@ pub fn main(words: impl Iterator<Item = OsString>) -> u8 {
     let variable = |(name, value): (OsString, OsString)| {
         CString::new([name.into_vec(), value.into_vec()].join(&b'=')).ok()
     };
-    run(&words, std::env::vars_os().filter_map(variable).collect())
+    let variables: Vec<CString> = std::env::vars_os().filter_map(variable).collect();
+    let (words, variables) = (pointers(&words), pointers(&variables));
+    // SAFETY: both lists and their texts are this function's own, and outlive the call.
+    unsafe { program(words.as_ptr(), variables.as_ptr()) }
+}
+
+/// The same with what C hands to `main`.
+///
+/// # Safety
+/// Both lists end with a null pointer, and neither they nor their texts change.
+pub unsafe fn program(words: *const *const c_char, variables: *const *const c_char) -> u8 {
+    // SAFETY: the caller's promise.
+    let words = unsafe { Texts::new(words) };
+    // SAFETY: the caller's promise.
+    let variables = unsafe { Texts::new(variables) };
+    run(words, variables)
 }
 
 /// The same with words and variables at hand.
-pub(super) fn run(words: &[CString], variables: Vec<CString>) -> u8 {
-    // SAFETY: by the protocol with the supervisor this descriptor is open, and nothing here closes it.
-    let socket = unsafe { BorrowedFd::borrow_raw(SOCKET) };
-    // These can only fail for a wrong argument, which none of them has.
-    rustix::io::fcntl_setfd(socket, rustix::io::FdFlags::CLOEXEC).ok();
-    nix::sys::prctl::set_dumpable(false).ok();
-    // Without a PID namespace (isolation is off) orphans are its own all the same.
-    nix::sys::prctl::set_child_subreaper(true).ok();
-    let report = |report| tell(socket, report);
-    let signals = match prepare_signals() {
+fn run(words: Texts<'_>, variables: Texts<'_>) -> u8 {
+    let report = |report| tell(SOCKET, report);
+    let signals = match prepare() {
         Ok(signals) => signals,
         Err(errno) => return report(Report::NotStarted { errno: errno as i32 }),
     };
-    let main = match spawn(words, &variables, None) {
+    if !is_told_to_begin() {
+        return 0;
+    }
+    let main = match spawn(words, variables, None) {
         Ok(pid) => pid,
         Err(errno) => return report(Report::NotStarted { errno: errno as i32 }),
     };
-    // The output's end is the plugin's to make: it must not wait for this process.
-    nix::unistd::dup2_stdout(std::io::stdin()).ok();
-    nix::unistd::dup2_stderr(std::io::stdin()).ok();
     report(Report::Started);
-    let mut init = Init { socket, main, variables, beside: [const { None }; COMMANDS_MAX] };
-    while init.attend(&signals) {}
-    if std::process::id() != 1 {
+    // The output's end is the plugin's to make: it must not wait for this process.
+    for output in [libc::STDOUT_FILENO, libc::STDERR_FILENO] {
+        // SAFETY: it touches no memory; nobody owns these descriptors.
+        unsafe { libc::dup2(libc::STDIN_FILENO, output) };
+    }
+    let mut init = Init { signals, main, variables, beside: [const { None }; COMMANDS_MAX] };
+    while init.attend() {}
+    if nix::unistd::getpid().as_raw() != 1 {
         kill_descendants();
     }
     0
+}
+
+/// Waits until the supervisor says so; false when it is gone, or has no use for this run any more.
+fn is_told_to_begin() -> bool {
+    let mut packet = [0; wire::HEAD];
+    loop {
+        match received(SOCKET, &mut packet, 0) {
+            Ok(0) => return false,
+            Ok(length)
+                if Request::decode(packet.get(..length).unwrap_or_default()) == Some(Request::Begin) =>
+            {
+                return true;
+            }
+            // The supervisor says nothing else before that.
+            Ok(_) | Err(Errno::EINTR) => {}
+            Err(_) => return false,
+        }
+    }
+}
+
+/// recv(2).
+fn received(socket: RawFd, packet: &mut [u8], flags: i32) -> nix::Result<usize> {
+    // SAFETY: pointer and length are those of memory that may be written.
+    let length = unsafe { libc::recv(socket, packet.as_mut_ptr().cast(), packet.len(), flags) };
+    length_of(length)
+}
+
+/// read(2).
+fn read(file: RawFd, bytes: &mut [u8]) -> nix::Result<usize> {
+    // SAFETY: pointer and length are those of memory that may be written.
+    let length = unsafe { libc::read(file, bytes.as_mut_ptr().cast(), bytes.len()) };
+    length_of(length)
+}
+
+/// What a call that moves bytes has answered.
+fn length_of(answer: isize) -> nix::Result<usize> {
+    usize::try_from(answer).map_err(|_| Errno::last())
 }
 
 /// What the kernel does for the init of a namespace: ends all that it has adopted or started. Best effort,
 /// where there is no namespace: a process that forks faster than this kills may escape.
 fn kill_descendants() {
     const ROUNDS_MAX: usize = 100;
-    let own = std::process::id();
+    let mut list = [0; 256];
     for _ in 0..ROUNDS_MAX {
-        let children =
-            std::fs::read_to_string(format!("/proc/{own}/task/{own}/children")).unwrap_or_default();
-        let pids: Vec<i32> = children.split_whitespace().filter_map(|pid| pid.parse().ok()).collect();
-        if pids.is_empty() {
-            return;
-        }
+        // This process has one thread. A list that is longer than what is read is gone through in rounds; a
+        // number that is cut off is nobody else's child, and is told so.
+        let path = c"/proc/thread-self/children";
+        // SAFETY: the path ends with a NUL.
+        let file = Descriptor(unsafe { libc::open(path.as_ptr(), libc::O_RDONLY | libc::O_CLOEXEC) });
+        let Ok(length) = read(file.0, &mut list) else { return };
+        let pids = list.get(..length).unwrap_or_default().split(|byte| *byte == b' ').filter_map(number);
+        let mut any = false;
         for pid in pids {
+            any = true;
             kill(pid, libc::SIGKILL);
             // SAFETY: a null pointer for the status is allowed.
-            unsafe { libc::waitpid(pid, std::ptr::null_mut(), 0) };
+            unsafe { libc::waitpid(pid, ptr::null_mut(), 0) };
+        }
+        if !any {
+            return;
         }
     }
 }
 
+/// A positive decimal number.
+fn number(digits: &[u8]) -> Option<i32> {
+    let append = |number: i32, digit: &u8| {
+        let digit = char::from(*digit).to_digit(10)?;
+        number.checked_mul(10)?.checked_add_unsigned(digit)
+    };
+    digits.iter().try_fold(0, append).filter(|number| *number > 0)
+}
+
 /// A packet that finds no room belongs to a supervisor that has not read hundreds before it: it is lost.
-fn tell(socket: BorrowedFd<'_>, report: Report) -> u8 {
-    send(socket, &report.encode(), SendFlags::NOSIGNAL | SendFlags::DONTWAIT).ok();
+fn tell(socket: RawFd, report: Report) -> u8 {
+    let (packet, flags) = (report.encode(), libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT);
+    // SAFETY: pointer and length are the packet's.
+    unsafe { libc::send(socket, packet.as_ptr().cast(), packet.len(), flags) };
     0
 }
 
 /// Says that there will be no init.
-pub(super) fn refuse(socket: BorrowedFd<'_>, errno: Errno) {
+pub(super) fn refuse(socket: RawFd, errno: Errno) {
     tell(socket, Report::NotStarted { errno: errno as i32 });
 }
 
@@ -144,7 +209,7 @@ pub(super) fn reset_actions() -> nix::Result<()> {
     const DEFAULT: [u64; 4] = [0; 4];
     const MASK_BYTES: usize = 8;
     for signal in (1..=SIGNAL_LAST).filter(|s| ![libc::SIGKILL, libc::SIGSTOP].contains(s)) {
-        let old = std::ptr::null_mut::<u64>();
+        let old = ptr::null_mut::<u64>();
         // SAFETY: the kernel only reads one `sigaction` of at most 32 bytes, which DEFAULT is; a null pointer
         // for the old one is allowed; the default action runs no code of ours.
         let done =
@@ -154,29 +219,19 @@ pub(super) fn reset_actions() -> nix::Result<()> {
     Ok(())
 }
 
-/// Default actions for every signal, all of them blocked and readable from the descriptor.
-fn prepare_signals() -> nix::Result<SignalFd> {
+/// Shuts this process off from the plugin. The answer is where signals are read: they have their default
+/// actions and are blocked, all of them.
+fn prepare() -> nix::Result<RawFd> {
+    // SAFETY: it touches no memory. By the protocol with the supervisor this descriptor is open.
+    Errno::result(unsafe { libc::fcntl(SOCKET, libc::F_SETFD, libc::FD_CLOEXEC) })?;
+    nix::sys::prctl::set_dumpable(false)?;
+    // Without a PID namespace (isolation is off) orphans are its own all the same.
+    nix::sys::prctl::set_child_subreaper(true)?;
     reset_actions()?;
     let all = SigSet::all();
     sigprocmask(SigmaskHow::SIG_SETMASK, Some(&all), None)?;
-    SignalFd::with_flags(&all, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
-}
-
-/// Runs a command in a session of its own, with no signal blocked, and its output where it is told. It is
-/// reaped by [`Init::reap`].
-fn spawn<W: AsRef<CStr>>(words: &[W], variables: &[CString], output: Option<&OwnedFd>) -> nix::Result<i32> {
-    let program = words.first().map(AsRef::as_ref).filter(|program| !program.is_empty());
-    let program = program.ok_or(Errno::ENOENT)?;
-    let mut actions = PosixSpawnFileActions::init()?;
-    if let Some(output) = output {
-        actions.add_dup2(output.as_raw_fd(), 1)?;
-        actions.add_dup2(output.as_raw_fd(), 2)?;
-    }
-    let mut attributes = PosixSpawnAttr::init()?;
-    attributes.set_sigmask(&SigSet::empty())?;
-    let session = PosixSpawnFlags::from_bits_retain(libc::POSIX_SPAWN_SETSID.into());
-    attributes.set_flags(session | PosixSpawnFlags::POSIX_SPAWN_SETSIGMASK)?;
-    Ok(posix_spawnp(program, &actions, &attributes, words, variables)?.as_raw())
+    // SAFETY: the set is only read.
+    Errno::result(unsafe { libc::signalfd(-1, all.as_ref(), libc::SFD_CLOEXEC | libc::SFD_NONBLOCK) })
 }
 
 /// Signals a process, or a group by its negative number. One that has ended is no error.
@@ -185,33 +240,34 @@ fn kill(target: i32, signal: i32) {
     unsafe { libc::kill(target, signal) };
 }
 
-impl Init {
+impl Init<'_> {
     /// Waits for something and sees to it; false at the end.
-    fn attend(&mut self, signals: &SignalFd) -> bool {
-        let mut ready = [
-            PollFd::new(&self.socket, PollFlags::IN),
-            PollFd::from_borrowed_fd(signals.as_fd(), PollFlags::IN),
-        ];
-        if poll(&mut ready, None).is_err() {
+    fn attend(&mut self) -> bool {
+        let wait = |fd| libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
+        let mut ready = [wait(SOCKET), wait(self.signals)];
+        // SAFETY: there are as many as is said, and they may be written.
+        if unsafe { libc::poll(ready.as_mut_ptr(), 2, -1) } < 0 {
             return true;
         }
-        let [asked, signalled] = [ready[0].revents(), ready[1].revents()];
-        if !signalled.is_empty() {
-            self.pass_on(signals);
+        let [asked, signalled] = ready.map(|one| one.revents != 0);
+        if signalled {
+            self.pass_on();
             if !self.reap() {
                 return false;
             }
         }
-        asked.is_empty() || self.obey()
+        !asked || self.obey()
     }
 
     /// Passes one signal on to the plugin's command.
-    fn pass_on(&self, signals: &SignalFd) {
-        if let Ok(Some(signal)) = signals.read_signal() {
-            let number = signal.ssi_signo.cast_signed();
-            if number != libc::SIGCHLD {
-                kill(self.main, number);
-            }
+    fn pass_on(&self) {
+        // One record of signalfd(2), in which the signal's number comes first.
+        let mut record = [0; size_of::<libc::signalfd_siginfo>()];
+        if read(self.signals, &mut record) == Ok(record.len())
+            && let Some(number) = record.first_chunk().copied().map(i32::from_ne_bytes)
+            && number != libc::SIGCHLD
+        {
+            kill(self.main, number);
         }
     }
 
@@ -226,7 +282,7 @@ impl Init {
             }
             if pid == self.main {
                 tell(
-                    self.socket,
+                    SOCKET,
                     if libc::WIFSIGNALED(status) {
                         Report::Killed { signal: libc::WTERMSIG(status) }
                     } else {
@@ -239,63 +295,48 @@ impl Init {
             if let Some(Beside { id, .. }) = self.beside.iter_mut().find_map(ended) {
                 let success = libc::WIFEXITED(status) && libc::WEXITSTATUS(status) == 0;
                 // What it left in its group would hold its output open.
-                kill(-pid, libc::SIGKILL);
-                tell(self.socket, Report::Ran { id, success });
+                kill(pid.wrapping_neg(), libc::SIGKILL);
+                tell(SOCKET, Report::Ran { id, success });
             }
         }
     }
 
     /// Does what the supervisor asks for; false when it is gone.
     fn obey(&mut self) -> bool {
-        // The length first: most packets are short, and a large buffer would stay this process's for good.
-        let peek = RecvFlags::PEEK | RecvFlags::TRUNC | RecvFlags::DONTWAIT;
-        let length = match recv(self.socket, &mut [0_u8; 1], peek) {
+        // The length first: most packets are short, and the largest is as large as all of this process.
+        let peek = libc::MSG_PEEK | libc::MSG_TRUNC | libc::MSG_DONTWAIT;
+        let length = match received(SOCKET, &mut [0; 1], peek) {
             // No packet is empty: that is the end.
-            Ok((_, 0)) => return false,
-            Ok((_, length)) => length.min(PACKET_MAX),
-            Err(error) => return [rustix::io::Errno::AGAIN, rustix::io::Errno::INTR].contains(&error),
+            Ok(0) => return false,
+            Ok(length) => length.min(PACKET_MAX),
+            Err(errno) => return errno == Errno::EAGAIN || errno == Errno::EINTR,
         };
-        let mut bytes = vec![0; length];
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-        let mut control = RecvAncillaryBuffer::new(&mut space);
-        let flags = RecvFlags::CMSG_CLOEXEC | RecvFlags::DONTWAIT;
-        if recvmsg(self.socket, &mut [IoSliceMut::new(&mut bytes)], &mut control, flags).is_err() {
-            return true;
-        }
-        let output = control.drain().find_map(|message| match message {
-            RecvAncillaryMessage::ScmRights(mut descriptors) => descriptors.next(),
-            RecvAncillaryMessage::ScmCredentials(_) | _ => None,
-        });
-        match (Request::decode(&bytes), output) {
-            (Some(Request::Run { id, words }), Some(output)) => self.run(id, words, &output),
+        // Without memory for it the packet stays, and is asked for again.
+        let Ok(mut packet) = Packet::new(length) else { return true };
+        let Ok(output) = packet.receive() else { return true };
+        match (Request::decode(packet.bytes()), output) {
+            (Some(Request::Run { id, .. }), Some(output)) => self.run(id, &mut packet, &output),
             (Some(Request::Cancel { id }), _) => self.cancel(id),
             // The supervisor says nothing else.
-            (Some(Request::Run { .. }) | None, _) => {}
+            (Some(Request::Begin | Request::Run { .. }) | None, _) => {}
         }
         true
     }
 
-    fn run(&mut self, id: u32, words: &[u8], output: &OwnedFd) {
+    fn run(&mut self, id: u32, packet: &mut Packet, output: &Descriptor) {
         let started = self.beside.iter_mut().find(|slot| slot.is_none()).and_then(|slot| {
-            let pid = start(words, &self.variables, output).ok()?;
+            let pid = spawn(packet.words(), self.variables, Some(output)).ok()?;
             *slot = Some(Beside { id, pid });
             Some(())
         });
         if started.is_none() {
-            tell(self.socket, Report::Ran { id, success: false });
+            tell(SOCKET, Report::Ran { id, success: false });
         }
     }
 
     fn cancel(&self, id: u32) {
         if let Some(beside) = self.beside.iter().flatten().find(|beside| beside.id == id) {
-            kill(-beside.pid, libc::SIGKILL);
+            kill(beside.pid.wrapping_neg(), libc::SIGKILL);
         }
     }
-}
-
-/// Starts a command whose words come in one piece, each with its NUL.
-fn start(words: &[u8], variables: &[CString], output: &OwnedFd) -> nix::Result<i32> {
-    let words = words.split_inclusive(|byte| *byte == 0);
-    let words: Vec<&CStr> = words.filter_map(|word| CStr::from_bytes_with_nul(word).ok()).collect();
-    spawn(&words, variables, Some(output))
 }

@@ -6,11 +6,13 @@
 /// Longest packet, in bytes: a command of a probe. A socket's default send buffer takes three of them.
 pub const PACKET_MAX: usize = 64 << 10;
 /// Bytes before the words.
-const HEAD: usize = 5;
+pub(super) const HEAD: usize = 5;
 
 /// From the supervisor.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Request<'a> {
+    /// Run the plugin's command. Until this the init waits.
+    Begin,
     /// Run a command beside the plugin's own. Its output goes to the descriptor that comes with the packet.
     Run {
         /// Comes back with its end.
@@ -54,6 +56,7 @@ pub enum Report {
     },
 }
 
+const BEGIN: u8 = b'b';
 const RUN: u8 = b'r';
 const CANCEL: u8 = b'c';
 const STARTED: u8 = b'S';
@@ -87,6 +90,11 @@ pub fn run<'a>(id: u32, words: impl IntoIterator<Item = &'a str>) -> Option<Vec<
     (bytes.len() > HEAD).then_some(bytes)
 }
 
+/// The packet that begins a run.
+pub fn begin() -> Vec<u8> {
+    packet(BEGIN, 0).to_vec()
+}
+
 /// The packet that cancels one.
 pub fn cancel(id: u32) -> Vec<u8> {
     packet(CANCEL, id).to_vec()
@@ -95,6 +103,7 @@ pub fn cancel(id: u32) -> Vec<u8> {
 impl<'a> Request<'a> {
     pub(super) fn decode(packet: &'a [u8]) -> Option<Self> {
         match split(packet)? {
+            (BEGIN, 0, []) => Some(Self::Begin),
             (RUN, id, words) if words.last() == Some(&0) => Some(Self::Run { id, words }),
             (CANCEL, id, []) => Some(Self::Cancel { id }),
             _ => None,
@@ -143,6 +152,7 @@ mod tests {
         assert_eq!(run(7, ["a\0b"]), None);
         assert_eq!(run(7, []), None);
         assert_eq!(Request::decode(&cancel(9)), Some(Request::Cancel { id: 9 }));
+        assert_eq!(Request::decode(&begin()), Some(Request::Begin));
     }
 
     #[test]
