@@ -215,6 +215,12 @@ impl Engine {
         self.deadline
     }
 
+    /// From when on it is worth having a plugin's next run prepared: were its present one to fail then, the
+    /// next would start at once. None when it would not, whenever that is.
+    pub fn standby_from(&self, plugin: PluginId) -> Option<Moment> {
+        self.plugins.get(plugin.0)?.standby_from()
+    }
+
     /// The state as people see it.
     pub fn snapshot(&self) -> Snapshot {
         let plugins: Vec<_> = self.plugins.iter().map(Plugin::snapshot).collect();

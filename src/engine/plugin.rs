@@ -12,6 +12,10 @@ use super::snapshot::{LastExit, phase};
 use super::spec::{ProbeKind, RestartPolicy, Spec};
 use super::stop::Turn;
 
+/// How long a run must last for its successor to be prepared: one that fails as it starts would have had it
+/// for nothing, and the starts of others are not held up by it.
+const STANDBY_AFTER: Duration = Duration::from_secs(1);
+
 /// What the engine wants of a plugin. Only ever moves down this list.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Desired {
@@ -100,6 +104,22 @@ impl Plugin {
             told_ready: false,
             random,
         }
+    }
+
+    /// From when on the end of the present run would be followed by another at once.
+    pub(super) fn standby_from(&self) -> Option<Moment> {
+        let (Actual::Running(process)
+        | Actual::PreStopping { process, .. }
+        | Actual::Terminating { process, .. }
+        | Actual::Killing { process, .. }) = self.actual
+        else {
+            return None;
+        };
+        let forgiven = restart::decide(self.spec.restart, self.spec.curve.max_restarts, 0, false);
+        // The first restart of a streak alone does not wait, and a long run begins a new one.
+        let wait = if self.streak == 0 { Duration::ZERO } else { self.spec.curve.reset_after };
+        (self.desired == Desired::Run && matches!(forgiven, Verdict::Restart { .. }))
+            .then(|| process.started.after(wait.max(STANDBY_AFTER)))
     }
 
     /// Whether there is a process, or one is being made.

@@ -5,11 +5,11 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::time::Duration;
 
 use enclave_supervisor::engine::{
-    Effect, Engine, Event, ExitReason, Moment, PluginId, ProbeId, ProbeKind, ProbeResult, RunId, SpawnError,
-    Stop,
+    Change, Effect, Engine, Event, ExitReason, Moment, PluginId, ProbeId, ProbeKind, ProbeResult, RunId,
+    SpawnError, Stop,
 };
 
-use crate::invariants::Checker;
+use crate::invariants::{Checker, ensure};
 use crate::scenario::{Scenario, any_drain_grace};
 
 pub(crate) const PROBE_KINDS: [ProbeKind; 3] =
@@ -24,6 +24,30 @@ pub(crate) struct Step {
     pub(crate) now: Moment,
     pub(crate) event: Event,
     pub(crate) effects: Vec<Effect>,
+}
+
+/// A failed run for which a successor was to be prepared has it at once, and no other that was up has.
+fn standby_is_of_use(
+    now: Moment,
+    event: Event,
+    standby: Option<Moment>,
+    effects: &[Effect],
+) -> Result<(), String> {
+    let Event::Exited { plugin, exit, .. } = event else { return Ok(()) };
+    let lasted = |effect: &Effect| {
+        let Effect::Report(Change::Exited { plugin: other, ran_for, .. }) = effect else { return None };
+        (*other == plugin).then_some(*ran_for)
+    };
+    let lasted = effects.iter().find_map(lasted).filter(|_| !exit.is_success());
+    let Some(lasted) = lasted else { return Ok(()) };
+    let spawns = |effect: &Effect| matches!(effect, Effect::Spawn { plugin: other, .. } if *other == plugin);
+    let follows = effects.iter().any(spawns);
+    let due = standby.is_some_and(|from| from <= now);
+    ensure!(follows || !due, "WhatIsPreparedIsNeeded", "{plugin:?} from {standby:?}, ended at {now:?}");
+    // One that was told to run and ended before that was known has no successor in mind yet.
+    let was_up = lasted > Duration::ZERO;
+    ensure!(!follows || !was_up || standby.is_some(), "WhatIsNeededIsPrepared", "{plugin:?} at {now:?}");
+    Ok(())
 }
 
 pub(crate) struct World {
@@ -133,8 +157,11 @@ impl World {
 
     fn tell(&mut self, now: Moment, event: Event) -> Result<(), String> {
         self.now = now;
+        let standby =
+            if let Event::Exited { plugin, .. } = event { self.engine.standby_from(plugin) } else { None };
         let effects = self.engine.step(now, event);
         self.trace.push(Step { now, event, effects: effects.clone() });
+        standby_is_of_use(now, event, standby, &effects)?;
         self.checker.check(now, event, &effects, &self.engine.snapshot(), self.engine.next_deadline())?;
         for effect in effects {
             match effect {

@@ -2,7 +2,10 @@
 
 use expect_test::expect;
 
-use super::check;
+use std::time::Duration;
+
+use super::{check, specs};
+use crate::engine::{Effect, Engine, Event, ExitReason, Moment, PluginId, RunId};
 
 #[test]
 fn the_first_restart_is_immediate_and_the_others_follow_the_curve() {
@@ -375,4 +378,34 @@ fn an_exit_that_overtakes_its_spawned_ends_the_run() {
             1.000    -    END Completed
         "#]],
     );
+}
+
+#[test]
+fn a_next_run_is_worth_preparing_where_it_would_start_at_once() {
+    let second = |seconds: u64| Moment(Duration::from_secs(seconds));
+    let standby = |policy: &str| {
+        let mut engine = Engine::new(specs(&format!("app user {policy}")), 1);
+        let (plugin, mut run, mut seen) = (PluginId(0), RunId(1), vec![engine.standby_from(PluginId(0))]);
+        let mut step = |engine: &mut Engine, seconds, event| {
+            let effects = engine.step(second(seconds), event);
+            let spawned =
+                |effect: &Effect| if let Effect::Spawn { run, .. } = effect { Some(*run) } else { None };
+            run = effects.iter().find_map(spawned).unwrap_or(run);
+            seen.push(engine.standby_from(plugin));
+            run
+        };
+        let run = step(&mut engine, 0, Event::Start);
+        let run = step(&mut engine, 5, Event::Spawned { plugin, run, pid: 1 });
+        let exit = ExitReason::Signal(9);
+        let run = step(&mut engine, 9, Event::Exited { plugin, run, exit });
+        step(&mut engine, 9, Event::Spawned { plugin, run, pid: 2 });
+        step(&mut engine, 10, Event::Drain { grace: Duration::from_secs(30) });
+        seen
+    };
+    // Up since 5 s; then up since 9 s, where only a long run would be followed at once.
+    let from = [None, None, Some(second(6)), None, Some(second(609)), None];
+    assert_eq!(standby("always"), from);
+    assert_eq!(standby("on-failure"), from);
+    assert_eq!(standby("never"), [None; 6]);
+    assert_eq!(standby("always max=0"), [None; 6]);
 }
