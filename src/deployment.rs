@@ -31,7 +31,7 @@ use crate::{
         cgroup::{Cgroup, Cgroups, Limits},
         confine::Identity,
         netns::{NetworkNamespace, tcp_socket},
-        recipe::{Bind, Launch, Writes},
+        recipe::{Bind, Launch, Rights, Writes},
         spawn::{Failure, Program, Recipe},
         surroundings::Surroundings,
     },
@@ -204,6 +204,7 @@ pub fn prepare(
     let addresses = Addresses::new(&plan.egress)?;
     let mut plugins = Vec::new();
     let mut networks = Networks::default();
+    let mut rights = Vec::new();
     for plugin in &candidate.manifest.plugins {
         let baked = catalog.get(&plugin.name).ok_or_else(|| PrepareError::Plugin {
             plugin: plugin.name.clone(),
@@ -211,7 +212,9 @@ pub fn prepare(
         })?;
         let layout = Layout { plugin, baked, ground, dir: state.0.join(&plugin.name) };
         let network = layout.network()?;
-        plugins.push(layout.prepare(&candidate.files, addresses.hosts_of(&plugin.name), network.as_ref())?);
+        let rights = layout.rights(&mut rights)?;
+        let hosts = addresses.hosts_of(&plugin.name);
+        plugins.push(layout.prepare(&candidate.files, hosts, network.as_ref(), rights)?);
         networks.0.extend(network.map(|network| (plugin.name.clone(), network)));
     }
     let mut egress = Vec::new();
@@ -271,6 +274,7 @@ impl Layout<'_> {
         files: &Files,
         hosts: &str,
         network: Option<&NetworkNamespace>,
+        rights: Rights,
     ) -> Result<Prepared, PrepareError> {
         let Layout { plugin, baked, dir, ground } = self;
         let security = &plugin.security;
@@ -307,7 +311,7 @@ impl Layout<'_> {
             writes: self.writes()?,
             binds,
             identity,
-            capabilities: Capabilities::new(&security.capabilities_add, &security.capabilities_drop),
+            rights,
             isolated: ground.isolated,
             network,
             cgroup: cgroup.as_deref(),
@@ -315,6 +319,18 @@ impl Layout<'_> {
         let recipe = Recipe::new(&launch, &ground.surroundings, Arc::clone(&ground.init));
         let recipe = recipe.map_err(|failure: Failure| self.wrong(failure.to_string()))?;
         Ok(Prepared { name: plugin.name.clone(), recipe: Arc::new(recipe), cgroup, socket, notify })
+    }
+
+    /// What it may do. Most plugins ask for the same, and share it.
+    fn rights(&self, known: &mut Vec<(Capabilities, Rights)>) -> Result<Rights, PrepareError> {
+        let security = &self.plugin.security;
+        let wanted = Capabilities::new(&security.capabilities_add, &security.capabilities_drop);
+        if let Some((_, rights)) = known.iter().find(|(capabilities, _)| *capabilities == wanted) {
+            return Ok(rights.clone());
+        }
+        let rights = Rights::new(&wanted).map_err(|failure| self.wrong(failure.to_string()))?;
+        known.push((wanted, rights.clone()));
+        Ok(rights)
     }
 
     fn cgroup(&self) -> Result<Option<Arc<Cgroup>>, PrepareError> {

@@ -82,7 +82,7 @@ pub(super) enum Step {
     /// Dies when the thread that started it dies.
     DieWithParent,
     /// Gives up gaining rights by executing, and all system calls but those that the filter lets through.
-    Filter(Arc<BpfProgram>),
+    Filter(BpfProgram),
 }
 
 impl fmt::Display for Step {

@@ -1,7 +1,7 @@
 //! From what a plugin's process shall be to the steps that make it one.
 
 use std::{
-    ffi::{CStr, CString},
+    ffi::CString,
     io,
     path::{Path, PathBuf},
     sync::Arc,
@@ -10,12 +10,11 @@ use std::{
 use nix::{
     mount::MsFlags,
     sched::CloneFlags,
-    sys::resource::{Resource, getrlimit},
     unistd::{Gid, Uid},
 };
 
 use super::{
-    capability::Capabilities,
+    capability::{Capabilities, Confinement},
     cgroup::Cgroup,
     confine::{Identity, Step},
     netns::NetworkNamespace,
@@ -24,9 +23,27 @@ use super::{
     surroundings::{DEVICES, List, Surroundings, path},
 };
 
-/// Open files: Docker's limit. Ours is the kernel's, and programs that close every number they may have
-/// would take seconds to start.
-const OPEN_FILES_MAX: u64 = 1 << 20;
+/// What plugins with the same capabilities have in common: the sets, and the filter of system calls.
+#[derive(Debug, Clone)]
+pub struct Rights {
+    confinement: Arc<Confinement>,
+    /// Taken before it changes the user.
+    bound: Arc<[Step]>,
+    /// Taken last of all.
+    closing: Arc<[Step]>,
+}
+
+impl Rights {
+    /// Works them out for this process.
+    pub fn new(capabilities: &Capabilities) -> Result<Self, Failure> {
+        let invalid = |error| Failure::of("prepare the capabilities", &io::Error::other(error));
+        let confinement = Arc::new(capabilities.confinement().map_err(invalid)?);
+        let bound = Arc::new([Step::Bound(Arc::clone(&confinement))]);
+        let closing = Arc::new([Step::DieWithParent, Step::Filter(seccomp::filter(capabilities))]);
+        Ok(Self { confinement, bound, closing })
+    }
+}
+
 /// A plugin's process.
 #[derive(Debug)]
 pub struct Launch<'a> {
@@ -47,7 +64,7 @@ pub struct Launch<'a> {
     /// User and group.
     pub identity: Identity,
     /// What it may do beyond that.
-    pub capabilities: Capabilities,
+    pub rights: Rights,
     /// Whether it is isolated, which takes root's rights; it has a root file system of its own anyway.
     pub isolated: bool,
     /// Its network; the supervisor's own without.
@@ -93,16 +110,12 @@ impl Recipe {
     ) -> Result<Self, Failure> {
         let root = Uid::effective().is_root();
         let isolated = launch.isolated;
-        let mut steps = Steps { launch, root: launch.root.clone(), list: List::default() };
-        steps.list.add(Step::Session);
+        let mut steps = Steps { launch, root: launch.root.clone(), parts: Vec::new(), list: List::default() };
         let invalid = |error| Failure::of("prepare the start", &error);
         let doors = launch.cgroup.map(Cgroup::doors).transpose().map_err(invalid)?.unwrap_or_default();
         let cradle = launch.cgroup.map(Cgroup::cradle).transpose().map_err(invalid)?.flatten();
         if isolated { steps.isolate(surroundings) } else { steps.separate(root) }.map_err(invalid)?;
-        steps.list.add(Step::DieWithParent);
-        if isolated || !root {
-            steps.list.add(Step::Filter(Arc::new(seccomp::filter(&launch.capabilities))));
-        }
+        let parts = steps.finish(isolated || !root);
         let mut namespaces = CloneFlags::CLONE_NEWNS;
         namespaces |= if isolated {
             CloneFlags::CLONE_NEWPID | CloneFlags::CLONE_NEWIPC | CloneFlags::CLONE_NEWUTS
@@ -126,7 +139,7 @@ impl Recipe {
             namespaces,
             cradle,
             doors,
-            steps: steps.list.0,
+            steps: parts,
             words: before.iter().cloned().chain(words).collect(),
             variables: variables.collect::<Result<_, _>>()?,
             init,
@@ -139,38 +152,52 @@ struct Steps<'a> {
     launch: &'a Launch<'a>,
     /// Where the root is mounted.
     root: PathBuf,
+    parts: Vec<Arc<[Step]>>,
     list: List,
 }
 
 impl Steps<'_> {
+    /// Goes on with steps that others have as well.
+    fn share(&mut self, part: &Arc<[Step]>) {
+        self.parts.push(self.list.part());
+        self.parts.push(Arc::clone(part));
+    }
+
+    fn finish(mut self, filtered: bool) -> Vec<Arc<[Step]>> {
+        if filtered {
+            let closing = Arc::clone(&self.launch.rights.closing);
+            self.share(&closing);
+        } else {
+            self.list.add(Step::DieWithParent);
+            self.parts.push(self.list.part());
+        }
+        self.parts.retain(|part| !part.is_empty());
+        self.parts
+    }
+
     fn isolate(&mut self, surroundings: &Surroundings) -> io::Result<()> {
         let launch = self.launch;
+        self.share(&surroundings.opening);
         if launch.cgroup.is_some() {
             self.list.add(Step::GroupNamespace);
         }
         if let Some(network) = &launch.network {
             self.list.add(Step::Network(network.descriptor()?));
         }
-        // The supervisor's own is the least of all; a plugin is an ordinary victim.
-        self.write(c"/proc/self/oom_score_adj", "0", false);
-        self.list.add(Step::PrivateMounts);
-        self.list.add(Step::Mask(0));
         self.file_systems()?;
         self.list.add(Step::Enter(path(&self.root)?));
-        self.list.0.extend(surroundings.0.iter().cloned());
+        self.share(&surroundings.around);
         self.binds()?;
-        self.list.add(Step::Root);
-        self.list.add(Step::Mask(0o022));
+        self.share(&surroundings.inside);
         self.list.add(Step::Hostname(launch.name.clone()));
         self.list.add(Step::Enter(CString::new(launch.cwd.as_str())?));
-        self.limits()?;
-        let confinement = Arc::new(launch.capabilities.confinement().map_err(io::Error::other)?);
-        self.list.add(Step::Bound(Arc::clone(&confinement)));
+        self.share(&launch.rights.bound);
         // Where that is denied, groups can neither be taken nor given up. A kernel without user namespaces
         // has no such file, and denies nothing.
         let groups = std::fs::read_to_string("/proc/self/setgroups");
         let alone = groups.map_or(true, |text| text.trim() != "deny");
         self.list.add(Step::User { identity: launch.identity, alone });
+        let confinement = Arc::clone(&launch.rights.confinement);
         self.list.add(Step::Keep { confinement, root: launch.identity.uid == 0 });
         Ok(())
     }
@@ -178,12 +205,13 @@ impl Steps<'_> {
     /// Only a root file system of its own; without root's rights in a user namespace, which is what it takes
     /// to mount anything.
     fn separate(&mut self, root: bool) -> io::Result<()> {
+        self.list.add(Step::Session);
         if !root {
             let (uid, gid) = (Uid::effective(), Gid::effective());
             // Without this the kernel refuses an unprivileged gid map.
-            self.write(c"/proc/self/setgroups", "deny", true);
-            self.write(c"/proc/self/uid_map", &format!("{uid} {uid} 1"), true);
-            self.write(c"/proc/self/gid_map", &format!("{gid} {gid} 1"), true);
+            self.list.write(c"/proc/self/setgroups", "deny", true);
+            self.list.write(c"/proc/self/uid_map", &format!("{uid} {uid} 1"), true);
+            self.list.write(c"/proc/self/gid_map", &format!("{gid} {gid} 1"), true);
         }
         self.list.add(Step::PrivateMounts);
         // A mount of its own, because only a mount can become the root.
@@ -199,12 +227,12 @@ impl Steps<'_> {
         }
         self.list.add(Step::Root);
         self.list.add(Step::Enter(CString::new(self.launch.cwd.as_str())?));
-        self.limits()?;
+        self.list.limits()?;
         if root {
             self.list.add(Step::User { identity: self.launch.identity, alone: true });
             return Ok(());
         }
-        let confinement = Arc::new(self.launch.capabilities.confinement().map_err(io::Error::other)?);
+        let confinement = Arc::clone(&self.launch.rights.confinement);
         self.list.add(Step::Keep { confinement, root: false });
         Ok(())
     }
@@ -244,18 +272,6 @@ impl Steps<'_> {
             self.list.bind(source, inside, *read_only)?;
         }
         Ok(())
-    }
-
-    fn limits(&mut self) -> io::Result<()> {
-        let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
-        self.list.add(Step::Limit { resource: Resource::RLIMIT_NOFILE, most: hard.min(OPEN_FILES_MAX) });
-        // An enclave has nowhere to keep a memory image, and nobody who may see it.
-        self.list.add(Step::Limit { resource: Resource::RLIMIT_CORE, most: 0 });
-        Ok(())
-    }
-
-    fn write(&mut self, file: &CStr, text: &str, needed: bool) {
-        self.list.add(Step::Write { file: file.to_owned(), text: text.to_owned(), needed });
     }
 }
 

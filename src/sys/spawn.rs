@@ -104,7 +104,8 @@ pub struct Recipe {
     pub(super) cradle: Option<OwnedFd>,
     /// Where a child that was not joins it.
     pub(super) doors: Vec<OwnedFd>,
-    pub(super) steps: Vec<Arc<Step>>,
+    /// In parts, of which most plugins share some.
+    pub(super) steps: Vec<Arc<[Step]>>,
     /// Where the plugin's program may be, when it is executed without an init.
     pub(super) programs: Vec<CString>,
     /// The init's words, if there is one, and the plugin's.
@@ -118,6 +119,16 @@ impl Recipe {
     pub fn program(&self) -> &str {
         let before = if self.is_direct() { 0 } else { self.init.words.len() };
         self.words.get(before).and_then(|word| word.to_str().ok()).unwrap_or_default()
+    }
+
+    /// Whether it can be started before it is needed: its init waits, and costs little as a program of its
+    /// own.
+    pub fn can_stand_by(&self) -> bool {
+        !self.is_direct() && self.init.is_executed()
+    }
+
+    fn all_steps(&self) -> impl Iterator<Item = &Step> {
+        self.steps.iter().flat_map(|part| part.iter())
     }
 
     /// Whether it has no init.
@@ -332,7 +343,7 @@ fn bear(recipe: &Recipe, ends: &Ends, pid: &AtomicI32, stack: &mut [u128]) -> Re
     let Some((stage, errno)) = child.failed else { return Ok(()) };
     let stage = match stage {
         Stage::Join => "join the control group".to_owned(),
-        Stage::Step(index) => recipe.steps.get(index).map_or_else(String::new, ToString::to_string),
+        Stage::Step(index) => recipe.all_steps().nth(index).map_or_else(String::new, ToString::to_string),
         Stage::Execute if recipe.is_direct() => format!("execute {:?}", recipe.program()),
         Stage::Execute => "execute the init".to_owned(),
     };
@@ -366,7 +377,7 @@ fn prepare(child: &Child<'_>) -> Result<(), (Stage, Errno)> {
     for door in child.recipe.doors.iter().filter(|_| !child.joined) {
         nix::unistd::write(door, b"0").map_err(|errno| (Stage::Join, errno))?;
     }
-    for (index, step) in child.recipe.steps.iter().enumerate() {
+    for (index, step) in child.recipe.all_steps().enumerate() {
         step.take().map_err(|errno| (Stage::Step(index), errno))?;
     }
     let last = |errno| (Stage::Execute, errno);

@@ -1,6 +1,6 @@
 //! What every plugin finds around its own files: /proc without the machine's secrets, and a /dev in which
-//! nothing leads anywhere. The same steps serve all plugins: they are taken in the root's directory, with
-//! paths relative to it.
+//! nothing leads anywhere. The same steps serve all plugins, and are kept once: those around the root are
+//! taken in its directory, with paths relative to it.
 
 use std::{
     ffi::{CStr, CString},
@@ -12,7 +12,10 @@ use std::{
 
 use nix::{
     mount::MsFlags,
-    sys::statvfs::{FsFlags, statvfs},
+    sys::{
+        resource::{Resource, getrlimit},
+        statvfs::{FsFlags, statvfs},
+    },
     unistd::Uid,
 };
 
@@ -21,6 +24,9 @@ use super::{
     mount,
 };
 
+/// Open files: Docker's limit. Ours is the kernel's, and programs that close every number they may have
+/// would take seconds to start.
+const OPEN_FILES_MAX: u64 = 1 << 20;
 /// Size of /dev, which has no files but nodes and links, and of what hides a directory.
 const DEV_BYTES: u64 = 64 << 10;
 /// Files that even the smallest file system has.
@@ -57,27 +63,61 @@ const PROC_HIDDEN: [&str; 10] = [
     "interrupts",
 ];
 
-/// The steps, taken once the plugin's root is the working directory.
+/// The steps that all isolated plugins share.
 #[derive(Debug)]
-pub struct Surroundings(pub(super) Vec<Arc<Step>>);
+pub struct Surroundings {
+    /// Taken first of all.
+    pub(super) opening: Arc<[Step]>,
+    /// Taken once the plugin's root is the working directory.
+    pub(super) around: Arc<[Step]>,
+    /// Taken when all mounts are there: from here on it is the root.
+    pub(super) inside: Arc<[Step]>,
+}
 
 impl Surroundings {
     /// Works them out for this kernel.
     pub fn new() -> io::Result<Self> {
         let mut list = List::default();
+        list.add(Step::Session);
+        // The supervisor's own is the least of all; a plugin is an ordinary victim.
+        list.write(c"/proc/self/oom_score_adj", "0", false);
+        list.add(Step::PrivateMounts);
+        list.add(Step::Mask(0));
+        let opening = list.part();
         list.proc()?;
         list.devices()?;
-        Ok(Self(list.0))
+        let around = list.part();
+        list.add(Step::Root);
+        list.add(Step::Mask(0o022));
+        list.limits()?;
+        Ok(Self { opening, around, inside: list.part() })
     }
 }
 
 /// A list of steps while it is written.
 #[derive(Debug, Default)]
-pub(super) struct List(pub(super) Vec<Arc<Step>>);
+pub(super) struct List(Vec<Step>);
 
 impl List {
     pub(super) fn add(&mut self, step: Step) {
-        self.0.push(Arc::new(step));
+        self.0.push(step);
+    }
+
+    /// What it has so far; it is empty then.
+    pub(super) fn part(&mut self) -> Arc<[Step]> {
+        std::mem::take(&mut self.0).into()
+    }
+
+    pub(super) fn write(&mut self, file: &CStr, text: &str, needed: bool) {
+        self.add(Step::Write { file: file.to_owned(), text: text.to_owned(), needed });
+    }
+
+    pub(super) fn limits(&mut self) -> io::Result<()> {
+        let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+        self.add(Step::Limit { resource: Resource::RLIMIT_NOFILE, most: hard.min(OPEN_FILES_MAX) });
+        // An enclave has nowhere to keep a memory image, and nobody who may see it.
+        self.add(Step::Limit { resource: Resource::RLIMIT_CORE, most: 0 });
+        Ok(())
     }
 
     fn proc(&mut self) -> io::Result<()> {
