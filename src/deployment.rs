@@ -339,10 +339,15 @@ impl Layout<'_> {
         let limits = Limits {
             cpu_millis: wanted.cpu_millis,
             memory_bytes: wanted.memory_bytes,
-            pids: Some(wanted.pids.unwrap_or(PIDS)),
+            pids: Some(wanted.pids.unwrap_or(PIDS).saturating_add(self.inits())),
         };
         let made = cgroups.plugin(&self.plugin.name, &limits);
         Ok(Some(Arc::new(made.map_err(|error| self.wrong(format!("cannot be limited: {error}")))?)))
+    }
+
+    /// Processes in a plugin's group that are not its own: an isolated one's init, and its next run's.
+    fn inits(&self) -> u32 {
+        if self.ground.isolated { 2 } else { 0 }
     }
 
     fn network(&self) -> Result<Option<NetworkNamespace>, PrepareError> {

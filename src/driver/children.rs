@@ -15,8 +15,12 @@ use std::{
 
 use enclave_protocol::control::{LogStream, PluginStatus};
 use nix::sys::signal::Signal;
-use tokio::{sync::mpsc, task::JoinSet, time::timeout};
+use tokio::{sync::mpsc, task::JoinSet};
 
+use super::{
+    listener::{Listener, Said, Word, is_end},
+    standby::Standby,
+};
 use crate::{
     engine::{Event, ExitReason, PluginId, RunId, SpawnError, Stop},
     logs::{capture::Capture, ring::Rings},
@@ -28,12 +32,10 @@ use crate::{
             wire::{self, Report},
         },
         reaper::{self, Ending, Reaped},
-        spawn::{Birth, Ends, Failure, Recipe, Spawner, command_of},
+        spawn::{Failure, Recipe, Spawner, command_of},
     },
 };
 
-/// How long a start may take: mounts on a loaded machine, but not for ever.
-const START_MAX: Duration = Duration::from_secs(10);
 /// Words of all inits that may wait for the driver. One that finds no room waits, and its init with it.
 const WORDS_MAX: usize = 64;
 /// Spawners that may hang at once before no other is started.
@@ -45,6 +47,9 @@ pub(super) struct Children {
     names: Vec<String>,
     plugins: Vec<Plugin>,
     spawner: Spawner,
+    /// Makes what stands by, so that nobody who starts waits for it. One that hangs is waited for: restarts
+    /// do without.
+    preparer: Spawner,
     /// Those that hang. They are kept: a spawner's children die with its thread.
     hanging: Vec<Spawner>,
     words: mpsc::Receiver<Word>,
@@ -60,11 +65,19 @@ struct Plugin {
     cgroup: Option<Arc<Cgroup>>,
     capture: Capture,
     live: Option<Live>,
+    /// The next run.
+    standby: Option<Standby>,
+    /// It has been asked for since the present run began: it is not made twice, whatever becomes of it.
+    stood_by: bool,
     /// Why the last run without a process had none. It stays while further runs are made: until one ends, the
     /// status still tells of it.
     failure: Option<Failure>,
     cpu_gone: Duration,
     oom_kills: u64,
+    /// The group's count as the last run ended.
+    oom_kills_seen: Option<u64>,
+    /// Inits of ours that have nothing more to do, until they are reaped.
+    leaving: Vec<i32>,
     /// Listens to the present run's init.
     listener: JoinSet<()>,
 }
@@ -77,36 +90,42 @@ struct Live {
     control: Arc<Control>,
     /// How the command ended, in its init's words.
     told: Arc<Mutex<Option<Report>>>,
+    /// It stood by.
+    prepared: bool,
     /// The start has been answered.
     answered: bool,
     /// Its init has ended before that.
     ended: Option<Ending>,
-    /// We sent KILL: its end is no out-of-memory kill.
-    killed: bool,
-    /// The group's count as the run began.
-    oom_kills_before: u64,
+    /// What it was told to end by. After KILL its end is no out-of-memory kill.
+    stop: Option<Stop>,
+}
+
+impl Plugin {
+    /// Has an init end that is of no use any more.
+    fn see_off(&mut self, init: Option<i32>) {
+        if let Some(pid) = init {
+            send(pid, Signal::SIGKILL, true);
+            self.leaving.push(pid);
+        }
+    }
+
+    fn stand_down(&mut self) {
+        if let Some(standby) = self.standby.take() {
+            self.see_off(standby.pid());
+        }
+    }
+
+    /// Processes in its group that are ours.
+    fn inits(&self) -> u64 {
+        let own = self.live.is_some() && !self.recipe.is_direct();
+        u64::from(own) + u64::from(self.standby.is_some())
+    }
 }
 
 impl Live {
     fn pid(&self) -> Option<i32> {
         Some(self.pid.load(Ordering::Acquire)).filter(|pid| *pid > 0)
     }
-}
-
-/// What was heard of a run.
-#[derive(Debug)]
-pub(super) struct Word {
-    plugin: PluginId,
-    run: RunId,
-    said: Said,
-}
-
-#[derive(Debug)]
-enum Said {
-    /// Its command runs, or does not.
-    Answer(Result<(), Failure>),
-    /// A command beside it has ended.
-    Ran { number: u32, success: bool },
 }
 
 /// What is to be made of a word.
@@ -121,6 +140,14 @@ pub(super) enum Heard {
         /// Whether it exited with code 0.
         success: bool,
     },
+}
+
+/// Whose init a process is.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Owner {
+    plugin: PluginId,
+    /// None for one whose run is over, or has not begun.
+    run: Option<RunId>,
 }
 
 /// What a reaped process was.
@@ -140,6 +167,7 @@ impl Children {
             names: Vec::new(),
             plugins: Vec::new(),
             spawner: Spawner::start()?,
+            preparer: Spawner::start()?,
             hanging: Vec::new(),
             words,
             speak,
@@ -152,12 +180,16 @@ impl Children {
     /// Adds the next plugin in [`PluginId`] order.
     pub(super) fn add(&mut self, name: String, recipe: Arc<Recipe>, cgroup: Option<Arc<Cgroup>>) {
         self.plugins.push(Plugin {
+            oom_kills_seen: cgroup.as_ref().and_then(|cgroup| cgroup.oom_kills()),
             recipe,
             cgroup,
             capture: Capture::new(Arc::clone(&self.rings), &name, self.keep_output),
             live: None,
+            standby: None,
+            stood_by: false,
             failure: None,
             cpu_gone: Duration::ZERO,
+            leaving: Vec::new(),
             oom_kills: 0,
             listener: JoinSet::new(),
         });
@@ -175,10 +207,13 @@ impl Children {
     }
 
     /// Whose init `pid` is.
-    pub(super) fn owner(&self, pid: i32) -> Option<(PluginId, RunId)> {
-        let lives = self.plugins.iter().enumerate();
-        let mut lives = lives.filter_map(|(index, slot)| Some((PluginId(index), slot.live.as_ref()?)));
-        lives.find(|(_, live)| live.pid() == Some(pid)).map(|(plugin, live)| (plugin, live.run))
+    pub(super) fn owner(&self, pid: i32) -> Option<Owner> {
+        self.plugins.iter().enumerate().find_map(|(index, slot)| {
+            let plugin = PluginId(index);
+            let run = slot.live.as_ref().filter(|live| live.pid() == Some(pid)).map(|live| live.run);
+            let other = slot.leaving.contains(&pid) || slot.standby.as_ref().is_some_and(|one| one.is(pid));
+            (run.is_some() || other).then_some(Owner { plugin, run })
+        })
     }
 
     /// Starts a run. An event means that it failed at once; else its answer will come.
@@ -191,35 +226,66 @@ impl Children {
 
     fn try_spawn(&mut self, plugin: PluginId, run: RunId) -> Result<(), Failure> {
         let Some(slot) = self.plugins.get_mut(plugin.0) else { return Ok(()) };
-        let made = || -> io::Result<_> { Ok((io::pipe()?, io::pipe()?, Control::pair()?)) };
-        let ((stdout, stdout_end), (stderr, stderr_end), (control, socket)) =
-            made().map_err(|error| Failure::of("make the pipes", &error))?;
         let renewed = slot.cgroup.as_ref().map_or(Ok(()), |cgroup| cgroup.renew());
         renewed.map_err(|error| Failure::of("limit the control group", &error))?;
-        let oom_kills_before = slot.cgroup.as_ref().and_then(|cgroup| cgroup.oom_kills()).unwrap_or(0);
-        let ends = Ends { stdout: stdout_end.into(), stderr: stderr_end.into(), socket };
-        // From here on the child is on its way; everything below is done meanwhile.
-        let birth = self.spawner.spawn(&slot.recipe, ends)?;
-        control.send(&wire::begin(), None).ok();
+        let waited = slot.standby.take_if(Standby::begin_if_there);
+        slot.stand_down();
+        let prepared = waited.is_some();
+        let standby = if let Some(standby) = waited {
+            standby
+        } else {
+            let fresh = Standby::ask(&self.spawner, &slot.recipe)?;
+            // The packet waits for the init. Without one that can never be read, and its start tells why.
+            fresh.begin();
+            fresh
+        };
+        // From here on it is on its way; everything below is done meanwhile.
+        let Standby { place, control, stdout, stderr, born } = standby;
+        slot.stood_by = false;
         let live = Live {
             run,
-            pid: birth.place(),
+            pid: place,
             control: Arc::new(control),
             told: Arc::default(),
+            prepared,
             answered: false,
             ended: None,
-            killed: false,
-            oom_kills_before,
+            stop: None,
         };
         let (control, told) = (Arc::clone(&live.control), Arc::clone(&live.told));
         slot.live = Some(live);
         // The last run's listener has nothing more to hear.
         slot.listener.abort_all();
         let program = (!slot.recipe.is_direct()).then(|| slot.recipe.program().to_owned());
-        slot.listener.spawn(listen((plugin, run), program, birth, control, told, self.speak.clone()));
-        let captured = slot.capture.add(stdout.into(), LogStream::Stdout);
-        let captured = captured.and_then(|()| slot.capture.add(stderr.into(), LogStream::Stderr));
+        let speak = self.speak.clone();
+        let listener = Listener { plugin, run, program, born, control, told, speak };
+        slot.listener.spawn(listener.listen());
+        let captured = slot.capture.add(stdout, LogStream::Stdout);
+        let captured = captured.and_then(|()| slot.capture.add(stderr, LogStream::Stderr));
         captured.map_err(|error| Failure::of("capture the output", &error))
+    }
+
+    /// Has a plugin's next run stand by, once for each of its runs.
+    pub(super) fn stand_by(&mut self, plugin: PluginId) {
+        let Some(slot) = self.plugins.get_mut(plugin.0) else { return };
+        if slot.stood_by || !slot.recipe.can_stand_by() {
+            return;
+        }
+        slot.stood_by = true;
+        match Standby::ask(&self.preparer, &slot.recipe) {
+            Ok(standby) => slot.standby = Some(standby),
+            Err(failure) => {
+                let name = self.names.get(plugin.0);
+                tracing::warn!(plugin = name, %failure, "cannot prepare its next run");
+            }
+        }
+    }
+
+    /// Gives up what stands by for a plugin.
+    pub(super) fn stand_down(&mut self, plugin: PluginId) {
+        if let Some(slot) = self.plugins.get_mut(plugin.0) {
+            slot.stand_down();
+        }
     }
 
     /// The next that is heard of any run.
@@ -237,6 +303,7 @@ impl Children {
         match said {
             Said::Answer(answer) => Heard::Events(self.settle_start(plugin, run, answer)),
             Said::Ran { number, success } => Heard::Ran { number, success },
+            Said::Over => Heard::Events(self.over(plugin, run).into_iter().collect()),
         }
     }
 
@@ -245,7 +312,12 @@ impl Children {
             return Vec::new();
         }
         if let Err(failure) = answer {
-            if failure.errno == libc::ETIMEDOUT {
+            if failure.errno == libc::ESRCH && self.give_up_prepared(plugin, run) {
+                return self.spawn(plugin, run).into_iter().collect();
+            }
+            let hung = failure.errno == libc::ETIMEDOUT;
+            // What stood by was not the spawner's to make.
+            if hung && self.live(plugin, run).is_some_and(|live| !live.prepared) {
                 self.replace_spawner();
             }
             return vec![self.failed(plugin, run, failure)];
@@ -264,6 +336,18 @@ impl Children {
         events
     }
 
+    /// What stood by can be lost unseen, to the out-of-memory killer for one. Then the run is to be made
+    /// anew.
+    fn give_up_prepared(&mut self, plugin: PluginId, run: RunId) -> bool {
+        let Some(slot) = self.plugins.get_mut(plugin.0) else { return false };
+        let Some(live) = slot.live.take_if(|live| live.run == run && live.prepared && live.stop.is_none())
+        else {
+            return false;
+        };
+        slot.see_off(live.pid());
+        true
+    }
+
     /// A spawner that hangs is left to it.
     fn replace_spawner(&mut self) {
         if self.hanging.len() >= HANGING_MAX {
@@ -276,12 +360,11 @@ impl Children {
     }
 
     fn failed(&mut self, plugin: PluginId, run: RunId, failure: Failure) -> Event {
-        if let Some(pid) = self.live(plugin, run).and_then(|live| live.pid()) {
-            // Most have ended by themselves; one that hangs must not go on.
-            send(pid, Signal::SIGKILL, true);
-        }
+        let pid = self.live(plugin, run).and_then(|live| live.pid());
         let error = SpawnError { stage: "start", errno: failure.errno };
         if let Some(slot) = self.plugins.get_mut(plugin.0) {
+            // Most have ended by themselves; one that hangs must not go on.
+            slot.see_off(pid);
             slot.live = None;
             slot.failure = Some(failure);
         }
@@ -290,13 +373,16 @@ impl Children {
 
     /// What a reaped process was, and what the engine is to hear of it. `owner` is whose it was while it
     /// still had its pid.
-    pub(super) fn ended(&mut self, owner: Option<(PluginId, RunId)>, reaped: &Reaped) -> Ended {
-        let Some((plugin, run)) = owner else { return Ended::Orphan };
+    pub(super) fn ended(&mut self, owner: Option<Owner>, reaped: &Reaped) -> Ended {
+        let Some(Owner { plugin, run }) = owner else { return Ended::Orphan };
         let Some(slot) = self.plugins.get_mut(plugin.0) else { return Ended::Orphan };
         slot.cpu_gone += reaped.cpu;
-        let Some(live) = slot.live.as_mut().filter(|live| live.run == run) else {
+        let Some(live) = slot.live.as_mut().filter(|live| Some(live.run) == run) else {
+            slot.leaving.retain(|pid| *pid != reaped.pid);
+            slot.standby.take_if(|standby| standby.is(reaped.pid));
             return Ended::Plugin(None);
         };
+        let run = live.run;
         // Free to be somebody else's from now on.
         live.pid.store(0, Ordering::Release);
         if !live.answered {
@@ -306,6 +392,28 @@ impl Children {
         let exit = self.exit_reason(plugin, reaped.ending);
         self.forget(plugin);
         Ended::Plugin(Some(Event::Exited { plugin, run, exit }))
+    }
+
+    /// The end of the present run, as its init tells it: all that was left of it is dead, and the init about
+    /// to follow, which the kernel takes a good part of a restart for. Nobody waits for that.
+    fn over(&mut self, plugin: PluginId, run: RunId) -> Option<Event> {
+        let pid = self.live(plugin, run).filter(|live| live.answered)?.pid()?;
+        let slot = self.plugins.get_mut(plugin.0)?;
+        if slot.cgroup.as_ref().is_some_and(|cgroup| cgroup.is_half_full()) {
+            // What it wrote to its file system takes up memory until its init has ended, and the successor
+            // could be killed for want of it.
+            return None;
+        }
+        // Were it to live on, there would be two of this plugin.
+        slot.see_off(Some(pid));
+        let exit = self.exit_reason(plugin, Ending::Signal(libc::SIGKILL));
+        self.forget(plugin);
+        Some(Event::Exited { plugin, run, exit })
+    }
+
+    /// Whether all inits have been reaped but those of present runs.
+    pub(super) fn all_gone(&self) -> bool {
+        self.plugins.iter().all(|slot| slot.leaving.is_empty())
     }
 
     fn forget(&mut self, plugin: PluginId) {
@@ -332,11 +440,13 @@ impl Children {
             Some(Report::Killed { signal }) => ExitReason::Signal(signal),
             Some(Report::Started | Report::NotStarted { .. } | Report::Ran { .. }) | None => by_itself,
         };
-        if live.killed || exit.is_success() {
+        let kills = slot.cgroup.as_ref().and_then(|cgroup| cgroup.oom_kills());
+        let before = std::mem::replace(&mut slot.oom_kills_seen, kills);
+        if live.stop == Some(Stop::Kill) || exit.is_success() {
             return exit;
         }
-        let struck = match slot.cgroup.as_ref().and_then(|cgroup| cgroup.oom_kills()) {
-            Some(kills) => kills > live.oom_kills_before,
+        let struck = match kills {
+            Some(_) => kills > before,
             None if exit == ExitReason::Signal(libc::SIGKILL) => {
                 let now = oom_kills();
                 self.oom_kills_seen = now;
@@ -354,11 +464,13 @@ impl Children {
     /// Sends a run its signal: TERM to its command, by way of the init; KILL to everything of it.
     pub(super) fn signal(&mut self, plugin: PluginId, run: RunId, stop: Stop) {
         let Some(live) = self.live(plugin, run) else { return };
+        live.stop = Some(stop);
         let Some(pid) = live.pid() else { return };
         match stop {
             Stop::Term => send(pid, Signal::SIGTERM, false),
             Stop::Kill => {
-                live.killed = true;
+                // It is in the group.
+                self.stand_down(plugin);
                 self.kill_group(plugin, pid);
                 send(pid, Signal::SIGKILL, true);
             }
@@ -430,7 +542,7 @@ impl Children {
                 Some(usage) => Some(process::Usage {
                     cpu: usage.cpu.unwrap_or_default(),
                     memory: usage.memory.unwrap_or_default(),
-                    processes: usage.pids.unwrap_or_default(),
+                    processes: usage.pids.unwrap_or_default().saturating_sub(slot.inits()),
                 }),
                 None => pid.and_then(|pid| usage.get(&pid).copied()),
             };
@@ -450,58 +562,6 @@ impl Children {
 
     fn live(&mut self, plugin: PluginId, run: RunId) -> Option<&mut Live> {
         self.plugins.get_mut(plugin.0)?.live.as_mut().filter(|live| live.run == run)
-    }
-}
-
-/// Hears of one run: its start, and what its init says until its end.
-async fn listen(
-    (plugin, run): (PluginId, RunId),
-    program: Option<String>,
-    birth: Birth,
-    control: Arc<Control>,
-    told: Arc<Mutex<Option<Report>>>,
-    speak: mpsc::Sender<Word>,
-) {
-    let late = || Failure { stage: "wait for the start".to_owned(), errno: libc::ETIMEDOUT };
-    let answer =
-        timeout(START_MAX, start(birth, &control, program.as_deref())).await.unwrap_or_else(|_| Err(late()));
-    // The driver is gone: nobody listens any more.
-    if speak.send(Word { plugin, run, said: Said::Answer(answer) }).await.is_err() {
-        return;
-    }
-    while let Some(report) = control.recv().await {
-        match report {
-            Report::Exited { .. } | Report::Killed { .. } => {
-                told.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(report);
-            }
-            Report::Ran { id: number, success } => {
-                if speak.send(Word { plugin, run, said: Said::Ran { number, success } }).await.is_err() {
-                    return;
-                }
-            }
-            // Said once, and heard.
-            Report::Started | Report::NotStarted { .. } => {}
-        }
-    }
-}
-
-/// Waits for a start; without the name of a program there is no init to tell of it.
-async fn start(birth: Birth, control: &Control, program: Option<&str>) -> Result<(), Failure> {
-    let ended = |stage: &str| Failure { stage: stage.to_owned(), errno: libc::ESRCH };
-    birth.born.await.unwrap_or_else(|_| Err(ended("start the init")))?;
-    let Some(program) = program else { return Ok(()) };
-    match control.recv().await {
-        Some(Report::NotStarted { errno }) => Err(Failure { stage: format!("execute {program:?}"), errno }),
-        // It overtook `Started` only if a plugin forges it; its end is still its own init's.
-        Some(Report::Started | Report::Exited { .. } | Report::Killed { .. } | Report::Ran { .. }) => Ok(()),
-        None => Err(ended("hear of the init")),
-    }
-}
-
-fn is_end(report: Report) -> bool {
-    match report {
-        Report::Exited { .. } | Report::Killed { .. } => true,
-        Report::Started | Report::NotStarted { .. } | Report::Ran { .. } => false,
     }
 }
 

@@ -10,14 +10,16 @@
 //! timer, sample tick ▶ └────────┘
 //! ```
 //! Order of the end: plugins (engine: users, services, telemetry) → their last output → final status → the
-//! host has acknowledged status and logs, or 5 s have passed → `net` → exit.
+//! host has acknowledged status and logs, or 5 s have passed → the last inits are reaped → `net` → exit.
 
 mod children;
+mod listener;
 mod network;
 mod notify;
 mod probes;
 mod report;
 mod running;
+mod standby;
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -68,6 +70,8 @@ use crate::{
 const FINAL_ACK_MAX: Duration = Duration::from_secs(5);
 /// Children reaped before anything else gets its turn.
 const REAPED_AT_ONCE_MAX: usize = 256;
+/// How long the end waits for inits that have told of their plugins' ends and are on their way out.
+const FINAL_REAP_MAX: Duration = Duration::from_secs(1);
 /// How long the end waits for output that is still in the plugins' pipes.
 const FINAL_OUTPUT_MAX: Duration = Duration::from_secs(1);
 
@@ -174,7 +178,7 @@ impl Driver {
             }
             self.handle(wake);
         }
-        Ok(self.end().await)
+        Ok(self.end(&mut child_ended).await)
     }
 
     async fn wake(
@@ -205,11 +209,11 @@ impl Driver {
         }
     }
 
-    /// The earliest of the engine's timer and the next start of `net`.
+    /// The earliest of the engine's timer, the next start of `net` and the next run to be prepared.
     fn deadline(&self) -> Option<Instant> {
         let running = self.running.as_ref()?;
         let engine = running.engine.next_deadline();
-        let moment = [engine, running.network.due()].into_iter().flatten().min()?;
+        let moment = [engine, running.network.due(), running.standby_due].into_iter().flatten().min()?;
         Some(self.clock.instant(moment))
     }
 
@@ -336,6 +340,7 @@ impl Driver {
             accepted: accepted.clone(),
             name: manifest.name.clone(),
             labels,
+            standby_due: None,
             _state: state,
         });
         Ok(accepted)
@@ -409,6 +414,9 @@ impl Driver {
                 self.outcome = self.outcome.or(ended);
             }
         }
+        if let Some(running) = &mut self.running {
+            running.stand_by(now);
+        }
         self.publish_status();
     }
 
@@ -456,7 +464,7 @@ impl Driver {
     }
 
     /// What comes after the last plugin: see the order in the module's description.
-    async fn end(&mut self) -> Exit {
+    async fn end(&mut self, child_ended: &mut Signal) -> Exit {
         let outcome = self.outcome.unwrap_or(Outcome::Drained);
         if let Some(running) = &mut self.running
             && timeout(FINAL_OUTPUT_MAX, running.children.output_ended()).await.is_err()
@@ -478,10 +486,24 @@ impl Driver {
         if !known {
             tracing::warn!("the host has not acknowledged the final status and the last log record");
         }
+        if timeout(FINAL_REAP_MAX, self.reap_all(child_ended)).await.is_err() {
+            tracing::warn!("an init outlived its plugin; its control group stays");
+        }
         if let Some(running) = &mut self.running {
             running.network.stop();
         }
         exit
+    }
+
+    /// Waits until no init is left: a control group with a process in it cannot be removed.
+    async fn reap_all(&mut self, child_ended: &mut Signal) {
+        loop {
+            self.reap();
+            if self.running.as_ref().is_none_or(|running| running.children.all_gone()) {
+                return;
+            }
+            child_ended.recv().await;
+        }
     }
 }
 

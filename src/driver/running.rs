@@ -3,7 +3,8 @@
 use enclave_protocol::control::{ManifestAccepted, Status};
 
 use super::{
-    children::{Children, Heard, Word},
+    children::{Children, Heard},
+    listener::Word,
     network::Network,
     notify::Notices,
     probes::Probes,
@@ -13,7 +14,7 @@ use crate::{
     clock::Clock,
     control::board::Board,
     deployment::StateDir,
-    engine::{Change, Effect, Engine, Event, Outcome, PluginId, Stop},
+    engine::{Change, Effect, Engine, Event, Moment, Outcome, PluginId, Stop},
     net::probe,
     sys::spawn::Failure,
 };
@@ -29,6 +30,8 @@ pub(super) struct Running {
     /// The deployment's name.
     pub(super) name: String,
     pub(super) labels: [(&'static str, String); 4],
+    /// When the next run of some plugin is to be prepared.
+    pub(super) standby_due: Option<Moment>,
     /// Removed when the deployment is dropped.
     pub(super) _state: StateDir,
 }
@@ -112,6 +115,18 @@ impl Running {
             Effect::End(outcome) => return Some(outcome),
         }
         None
+    }
+
+    /// Has those runs prepared that the engine sees a use for, and no others.
+    pub(super) fn stand_by(&mut self, now: Moment) {
+        self.standby_due = None;
+        for plugin in (0..self.children.names().len()).map(PluginId) {
+            match self.engine.standby_from(plugin) {
+                Some(from) if from <= now => self.children.stand_by(plugin),
+                Some(from) => self.standby_due = Some(self.standby_due.map_or(from, |due| due.min(from))),
+                None => self.children.stand_down(plugin),
+            }
+        }
     }
 
     fn report(&mut self, change: &Change, board: &Board, clock: Clock) {

@@ -14,7 +14,7 @@ use std::{
     collections::BTreeMap,
     fs::{self, File},
     io::{self, Read, Write},
-    os::fd::OwnedFd,
+    os::{fd::OwnedFd, unix::fs::FileExt},
     path::{Path, PathBuf},
     sync::atomic::{AtomicBool, Ordering},
     time::Duration,
@@ -28,6 +28,8 @@ const CPU_PERIOD_MICROS: u64 = 100_000;
 const CPU_QUOTA_MICROS_MIN: u64 = 1000;
 /// Longest file read here, in bytes. `memory.stat` has about 1.5 KiB, `cgroup.procs` 8 bytes a process.
 const FILE_BYTES_MAX: u64 = 1 << 20;
+/// Longest file of events that is read, in bytes: both versions' have about 100.
+const EVENTS_BYTES_MAX: usize = 1024;
 /// Memory that all plugins together leave to the supervisor, `net` and the kernel: three times what both
 /// have at their peak, and a good part of 100 full log rings.
 const RESERVED_BYTES: u64 = 32 << 20;
@@ -112,6 +114,10 @@ pub struct Cgroups {
 pub struct Cgroup {
     group: Group,
     cpu_millis: Option<u64>,
+    memory_bytes: Option<u64>,
+    /// Where the out-of-memory killer's kills are counted. It is kept open: it is read at every end of a run,
+    /// before the next.
+    oom: Option<File>,
     /// Whether the CPU limit is lifted.
     lifted: AtomicBool,
 }
@@ -258,7 +264,13 @@ impl Cgroups {
             // have it: all plugins would be killed for one.
             fs::write(path.join("memory.oom.group"), "1").ok();
         }
-        Ok(Cgroup { group, cpu_millis: limits.cpu_millis, lifted: AtomicBool::new(false) })
+        let Limits { cpu_millis, memory_bytes, .. } = limits;
+        let file = match group.0 {
+            Layout::Unified(_) => "memory.events",
+            Layout::Split(_) => "memory.oom_control",
+        };
+        let oom = group.0.of(Controller::Memory).and_then(|path| File::open(path.join(file)).ok());
+        Ok(Cgroup { group, cpu_millis, memory_bytes, oom, lifted: AtomicBool::new(false) })
     }
 }
 
@@ -350,9 +362,13 @@ impl Group {
 
     /// The value of a line `key value`.
     fn value(&self, controller: Controller, file: &str, key: &str) -> Option<u64> {
-        let text = read(&self.0.of(controller)?.join(file)).ok()?;
-        text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(' ')?.trim().parse().ok())
+        value_of(&read(&self.0.of(controller)?.join(file)).ok()?, key)
     }
+}
+
+/// The value of a line `key value`.
+fn value_of(text: &str, key: &str) -> Option<u64> {
+    text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(' ')?.trim().parse().ok())
 }
 
 impl Drop for Group {
@@ -412,11 +428,15 @@ impl Cgroup {
     /// How often the out-of-memory killer has struck here; none where the kernel does not count it by group
     /// (before Linux 4.13, or without the controller).
     pub fn oom_kills(&self) -> Option<u64> {
-        let file = match self.group.0 {
-            Layout::Unified(_) => "memory.events",
-            Layout::Split(_) => "memory.oom_control",
-        };
-        self.group.value(Controller::Memory, file, "oom_kill")
+        let mut bytes = [0; EVENTS_BYTES_MAX];
+        let length = self.oom.as_ref()?.read_at(&mut bytes, 0).ok()?;
+        value_of(std::str::from_utf8(bytes.get(..length)?).ok()?, "oom_kill")
+    }
+
+    /// Whether more than half of the memory that it may have is in use. Never without a limit.
+    pub fn is_half_full(&self) -> bool {
+        let used = || self.usage().memory.unwrap_or(0);
+        self.memory_bytes.is_some_and(|most| used() > most / 2)
     }
 
     /// Kills everything in it, however it left its session or its parent.

@@ -39,6 +39,7 @@ mod proxy;
 mod scene;
 mod signed;
 mod stalls;
+mod standby;
 mod stopping;
 mod supervision;
 mod witness;

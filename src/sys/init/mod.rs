@@ -54,6 +54,15 @@ struct Beside {
     pid: i32,
 }
 
+/// Why there is nothing left to do.
+#[derive(Debug, Clone, Copy)]
+enum End {
+    /// The plugin's command has ended like this.
+    Command(Report),
+    /// The supervisor is gone, or wants no more of this run.
+    Supervisor,
+}
+
 #[derive(Debug)]
 struct Init<'a> {
     signals: RawFd,
@@ -107,11 +116,39 @@ fn run(words: Texts<'_>, variables: Texts<'_>) -> u8 {
         unsafe { libc::dup2(libc::STDIN_FILENO, output) };
     }
     let mut init = Init { signals, main, variables, beside: [const { None }; COMMANDS_MAX] };
-    while init.attend() {}
-    if nix::unistd::getpid().as_raw() != 1 {
+    let end = loop {
+        if let Some(end) = init.attend() {
+            break end;
+        }
+    };
+    // Nothing of the plugin is left when its end is told: its successor need not wait for this process.
+    if nix::unistd::getpid().as_raw() == 1 {
+        kill_all();
+    } else {
         kill_descendants();
     }
-    0
+    match end {
+        End::Command(report_of_end) => report(report_of_end),
+        End::Supervisor => 0,
+    }
+}
+
+/// Ends everything else in this process's PID namespace. Whoever is orphaned there becomes its child, so that
+/// nobody is left when there is no child any more.
+fn kill_all() {
+    // Most plugins leave nothing behind, and the kernel goes through all processes of the machine for a kill.
+    let mut options = libc::WNOHANG;
+    loop {
+        // SAFETY: a null pointer for the status is allowed.
+        match unsafe { libc::waitpid(-1, ptr::null_mut(), options) } {
+            0 => {
+                kill(-1, libc::SIGKILL);
+                options = 0;
+            }
+            -1 if Errno::last() != Errno::EINTR => return,
+            _ => {}
+        }
+    }
 }
 
 /// Waits until the supervisor says so; false when it is gone, or has no use for this run any more.
@@ -151,8 +188,8 @@ fn length_of(answer: isize) -> nix::Result<usize> {
     usize::try_from(answer).map_err(|_| Errno::last())
 }
 
-/// What the kernel does for the init of a namespace: ends all that it has adopted or started. Best effort,
-/// where there is no namespace: a process that forks faster than this kills may escape.
+/// The same without a namespace: ends all that it has adopted or started. Best effort:
+/// a process that forks faster than this kills may escape.
 fn kill_descendants() {
     const ROUNDS_MAX: usize = 100;
     let mut list = [0; 256];
@@ -241,22 +278,22 @@ fn kill(target: i32, signal: i32) {
 }
 
 impl Init<'_> {
-    /// Waits for something and sees to it; false at the end.
-    fn attend(&mut self) -> bool {
+    /// Waits for something and sees to it, and says when that was the end.
+    fn attend(&mut self) -> Option<End> {
         let wait = |fd| libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
         let mut ready = [wait(SOCKET), wait(self.signals)];
         // SAFETY: there are as many as is said, and they may be written.
         if unsafe { libc::poll(ready.as_mut_ptr(), 2, -1) } < 0 {
-            return true;
+            return None;
         }
         let [asked, signalled] = ready.map(|one| one.revents != 0);
         if signalled {
             self.pass_on();
-            if !self.reap() {
-                return false;
+            if let Some(report) = self.reap() {
+                return Some(End::Command(report));
             }
         }
-        !asked || self.obey()
+        (asked && !self.obey()).then_some(End::Supervisor)
     }
 
     /// Passes one signal on to the plugin's command.
@@ -271,25 +308,21 @@ impl Init<'_> {
         }
     }
 
-    /// Reaps whatever has ended; false when the plugin's command has.
-    fn reap(&mut self) -> bool {
+    /// Reaps whatever has ended. How the plugin's command has, when it is among that.
+    fn reap(&mut self) -> Option<Report> {
         loop {
             let mut status = 0;
             // SAFETY: the pointer is to a live, writable integer; WNOHANG does not block.
             let pid = unsafe { libc::waitpid(-1, &raw mut status, libc::WNOHANG) };
             if pid <= 0 {
-                return true;
+                return None;
             }
             if pid == self.main {
-                tell(
-                    SOCKET,
-                    if libc::WIFSIGNALED(status) {
-                        Report::Killed { signal: libc::WTERMSIG(status) }
-                    } else {
-                        Report::Exited { code: libc::WEXITSTATUS(status) }
-                    },
-                );
-                return false;
+                return Some(if libc::WIFSIGNALED(status) {
+                    Report::Killed { signal: libc::WTERMSIG(status) }
+                } else {
+                    Report::Exited { code: libc::WEXITSTATUS(status) }
+                });
             }
             let ended = |slot: &mut Option<Beside>| slot.take_if(|beside| beside.pid == pid);
             if let Some(Beside { id, .. }) = self.beside.iter_mut().find_map(ended) {

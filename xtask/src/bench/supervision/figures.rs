@@ -16,8 +16,8 @@ use crate::{
     stopwatch::Stopwatch,
 };
 
-/// How long all are left alone before their memory is looked at.
-const SETTLE: Duration = Duration::from_secs(1);
+/// How long all are left alone before their memory is looked at: ours prepares the next runs after a second.
+const SETTLE: Duration = Duration::from_secs(3);
 /// How long children are started over and over.
 const LOOP: Duration = Duration::from_secs(10);
 /// How long nothing happens.
