@@ -38,6 +38,9 @@ use crate::{
 
 /// Words of all inits that may wait for the driver. One that finds no room waits, and its init with it.
 const WORDS_MAX: usize = 64;
+/// A run that leaves more than this part of its memory limit in use is over when its init is: its file system
+/// may have half of it.
+const FILLED_PART: u64 = 4;
 /// Spawners that may hang at once before no other is started.
 const HANGING_MAX: usize = 16;
 
@@ -399,7 +402,7 @@ impl Children {
     fn over(&mut self, plugin: PluginId, run: RunId) -> Option<Event> {
         let pid = self.live(plugin, run).filter(|live| live.answered)?.pid()?;
         let slot = self.plugins.get_mut(plugin.0)?;
-        if slot.cgroup.as_ref().is_some_and(|cgroup| cgroup.is_half_full()) {
+        if slot.cgroup.as_ref().is_some_and(|cgroup| cgroup.is_filled(FILLED_PART)) {
             // What it wrote to its file system takes up memory until its init has ended, and the successor
             // could be killed for want of it.
             return None;

@@ -433,10 +433,10 @@ impl Cgroup {
         value_of(std::str::from_utf8(bytes.get(..length)?).ok()?, "oom_kill")
     }
 
-    /// Whether more than half of the memory that it may have is in use. Never without a limit.
-    pub fn is_half_full(&self) -> bool {
+    /// Whether more than this part of the memory that it may have is in use. Never without a limit.
+    pub fn is_filled(&self, part: u64) -> bool {
         let used = || self.usage().memory.unwrap_or(0);
-        self.memory_bytes.is_some_and(|most| used() > most / 2)
+        self.memory_bytes.is_some_and(|most| used() > most / part)
     }
 
     /// Kills everything in it, however it left its session or its parent.

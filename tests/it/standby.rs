@@ -119,3 +119,26 @@ fn nothing_stands_by_for_a_plugin_that_has_ended_for_good() {
     eventually("both inits to go", || inits(&pair.enclave, &marker).is_empty().then_some(()));
     pair.finish();
 }
+
+#[test]
+fn a_plugin_that_needs_most_of_its_memory_for_files_has_it_again_in_its_next_run() {
+    let marker = marker(3005);
+    // Most of what the file system may hold, which is half of all.
+    let text = format!("head -c 30000000 /dev/zero > /tmp/full && echo full; exec sleep {marker}");
+    let limits = json!({"resources": {"limits": {"memory": "64Mi"}}, "restart": {"resetAfter": "1s"}});
+    let pair = Pair::start(with(script("app", &text), limits));
+    let enclave = &pair.enclave;
+    let mut logs = enclave.logs();
+    for restarts in 1..=3 {
+        logs.until("the file", |record| record.text.as_deref() == Some("full"));
+        standby(enclave, &marker);
+        kill_9(enclave.plugin("app").pid.unwrap());
+        let again = format!("restart {restarts}");
+        enclave
+            .events()
+            .until("the next run", |event| is(event, "app", "Started") && event.message.ends_with(&again));
+    }
+    logs.until("the last file", |record| record.text.as_deref() == Some("full"));
+    assert_eq!((enclave.plugin("app").restarts, enclave.plugin("app").oom_kills), (3, 0));
+    pair.finish();
+}
