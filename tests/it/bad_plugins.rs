@@ -14,13 +14,8 @@ use crate::{
     patience::eventually,
     process::{children, kill_9},
     scene::{Scene, deployment, idle, script, with},
-    witness::{Pair, count},
+    witness::{Pair, count, marker},
 };
-
-/// Words that only this process's plugins have in their command lines.
-fn marker(number: u32) -> String {
-    format!("{number}.{}", std::process::id())
-}
 
 fn once(app: Value) -> Value {
     with(app, json!({"restartPolicy": "Never"}))
@@ -101,17 +96,10 @@ fn a_plugin_whose_init_is_stopped_from_outside_is_killed_after_its_grace() {
     let app = with(idle("app"), json!({"terminationGracePeriodSeconds": 1}));
     let pair = Pair::start(app);
     pair.enclave.started("app");
-    let init = init(&pair.enclave);
+    let init = pair.init();
     kill(Pid::from_raw(init), Signal::SIGSTOP).unwrap();
     let end = pair.finish();
     assert_eq!(end.final_state("app")["signal"], 9);
-}
-
-/// The init of app, as the test sees it.
-fn init(enclave: &Enclave) -> i32 {
-    let command = enclave.plugin("app").pid.and_then(|pid| i32::try_from(pid).ok()).expect("it runs");
-    let own = children(enclave.pid).into_iter().map(|child| child.pid);
-    own.into_iter().find(|init| children(*init).iter().any(|child| child.pid == command)).unwrap()
 }
 
 #[test]
@@ -119,7 +107,7 @@ fn an_init_that_is_killed_takes_its_plugin_along_and_has_a_successor() {
     let marker = marker(2004);
     let pair = Pair::start(script("app", &format!("sleep {marker} & exec sleep {marker}")));
     pair.enclave.started("app");
-    kill_9(init(&pair.enclave));
+    kill_9(pair.init());
     let exited = pair.enclave.events().until("its end", |event| is(event, "app", "Exited"));
     assert!(exited.message.starts_with("ended by signal 9"), "{}", exited.message);
     eventually("the successor alone", || (count(&["sleep", &marker]) == 2).then_some(()));

@@ -14,13 +14,8 @@ use crate::{
     patience::eventually,
     process::{Entry, children, command_line, kill_9},
     scene::{script, with},
-    witness::Pair,
+    witness::{Pair, marker},
 };
-
-/// A word that only this process's plugins have in their command lines.
-fn marker(number: u32) -> String {
-    format!("{number}.{}", std::process::id())
-}
 
 /// Stays. It marks its file system, and says there if it was marked before.
 fn stays(marker: &str) -> Value {
@@ -46,13 +41,6 @@ fn standby(enclave: &Enclave, marker: &str) -> i32 {
     })
 }
 
-/// Whose child the plugin's command is.
-fn init(enclave: &Enclave) -> i32 {
-    let command = enclave.plugin("app").pid.and_then(|pid| i32::try_from(pid).ok()).expect("it runs");
-    let stat = fs::read_to_string(format!("/proc/{command}/stat")).unwrap();
-    stat.rsplit_once(") ").unwrap().1.split(' ').nth(1).unwrap().parse().unwrap()
-}
-
 fn restarted(pair: &Pair) {
     let again = |event: &_| is(event, "app", "Started") && event.message.ends_with("restart 1");
     let seen = pair.enclave.events().up_to("the next run", again);
@@ -72,7 +60,7 @@ fn a_killed_plugins_successor_is_the_one_that_stood_by_and_finds_nothing_of_it()
     let next = standby(enclave, &marker);
     kill_9(first);
     restarted(&pair);
-    assert_eq!(init(enclave), next);
+    assert_eq!(pair.init(), next);
     eventually("the second run's file", touched);
     assert!(!enclave.inside("app", "/tmp/old").exists());
     // And so on.

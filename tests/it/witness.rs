@@ -34,6 +34,13 @@ impl Pair {
         assert_eq!((witness.pid, witness.restarts, witness.ready), (Some(self.pid), 0, true));
     }
 
+    /// The init of app, as the test sees it.
+    pub(crate) fn init(&self) -> i32 {
+        let command = self.enclave.plugin("app").pid.and_then(|pid| i32::try_from(pid).ok());
+        let command = command.expect("it runs");
+        table().into_iter().find(|entry| entry.pid == command).expect("it still runs").parent
+    }
+
     /// The same, and the supervisor ends in order.
     pub(crate) fn finish(mut self) -> End {
         self.check();
@@ -42,6 +49,11 @@ impl Pair {
         assert_eq!(end.exit.code(), Some(0));
         end
     }
+}
+
+/// A word that only this process's plugins have in their command lines.
+pub(crate) fn marker(number: u32) -> String {
+    format!("{number}.{}", std::process::id())
 }
 
 /// Living processes whose command line ends with these words.
