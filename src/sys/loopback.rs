@@ -29,7 +29,7 @@ pub fn raise() -> io::Result<()> {
 fn lo_request() -> libc::ifreq {
     let mut name = [0; libc::IFNAMSIZ];
     for (slot, byte) in name.iter_mut().zip(b"lo") {
-        *slot = byte.cast_signed();
+        *slot = libc::c_char::from_ne_bytes([*byte]);
     }
     libc::ifreq { ifr_name: name, ifr_ifru: libc::__c_anonymous_ifr_ifru { ifru_flags: 0 } }
 }

@@ -194,7 +194,7 @@ const ALLOWED: &[i64] = calls!(
     SYS_connect SYS_copy_file_range SYS_dup SYS_dup3 SYS_epoll_create1 SYS_epoll_ctl SYS_epoll_pwait
     SYS_epoll_pwait2 SYS_eventfd2 SYS_execve SYS_execveat SYS_exit SYS_exit_group SYS_faccessat
     SYS_faccessat2 SYS_fadvise64 SYS_fallocate SYS_fanotify_mark SYS_fchdir SYS_fchmod SYS_fchmodat
-    SYS_fchmodat2 SYS_fchown SYS_fchownat SYS_fcntl SYS_fdatasync SYS_fgetxattr SYS_flistxattr SYS_flock
+    SYS_fchown SYS_fchownat SYS_fcntl SYS_fdatasync SYS_fgetxattr SYS_flistxattr SYS_flock
     SYS_fremovexattr SYS_fsetxattr SYS_fstat SYS_fstatfs SYS_fsync SYS_ftruncate SYS_futex SYS_futex_waitv
     SYS_get_robust_list SYS_getcpu SYS_getcwd SYS_getdents64 SYS_getegid SYS_geteuid SYS_getgid
     SYS_getgroups SYS_getitimer SYS_getpeername SYS_getpgid SYS_getpid SYS_getppid SYS_getpriority
@@ -228,11 +228,11 @@ const ALLOWED: &[i64] = calls!(
     SYS_wait4 SYS_waitid SYS_write SYS_writev
 );
 
-/// `cachestat` and `io_pgetevents`, which the C library's headers do not name everywhere.
+/// `cachestat`, `fchmodat2` and `io_pgetevents`, which the C library's headers do not name everywhere.
 #[cfg(target_arch = "x86_64")]
-const ALLOWED_UNNAMED: &[i64] = &[451, 333];
+const ALLOWED_UNNAMED: &[i64] = &[451, 452, 333];
 #[cfg(target_arch = "aarch64")]
-const ALLOWED_UNNAMED: &[i64] = &[451, 292];
+const ALLOWED_UNNAMED: &[i64] = &[451, 452, 292];
 
 /// Calls that only this architecture has.
 #[cfg(target_arch = "x86_64")]
