@@ -262,7 +262,8 @@ mod tests {
 
     #[tokio::test]
     async fn every_refusal_has_its_own_answer_and_counter() {
-        let dead = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+        // A port that nobody is handed out.
+        let dead = "127.0.0.1:1";
         let egress = egress(&[format!("dead.example:81:{dead}")]);
         let mut ingress = header("up.example", 80);
         ingress[3] = 2;

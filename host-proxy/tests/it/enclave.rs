@@ -5,6 +5,7 @@ use std::{
     convert::Infallible,
     path::{Path, PathBuf},
     sync::{Arc, Mutex},
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -30,7 +31,7 @@ use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     sync::watch,
     task::JoinSet,
-    time::Instant,
+    time::{Instant, timeout},
 };
 
 type Body = Either<Full<Bytes>, Channel<Bytes>>;
@@ -157,9 +158,12 @@ impl Enclave {
         self.task.shutdown().await;
     }
 
-    /// Waits until this holds.
+    /// Waits until this holds. Where time is paused and nothing else goes on, a day is over at once: a proxy
+    /// that has ended is a failure there, and no hang.
     pub(crate) async fn until(&self, holds: impl FnMut(&Inside) -> bool) -> Inside {
-        self.inside.subscribe().wait_for(holds).await.unwrap().clone()
+        let mut inside = self.inside.subscribe();
+        let found = timeout(Duration::from_hours(24), inside.wait_for(holds)).await;
+        found.expect("what is waited for comes").unwrap().clone()
     }
 
     pub(crate) fn log(&self, text: &str) {

@@ -24,7 +24,7 @@ async fn a_drain_keeps_logs_and_ingress_until_the_end_is_acknowledged() {
     // The plugins are stopping; what they say and who talks to them still passes.
     enclave.log("goodbye");
     assert_eq!(running.line().await["text"], "goodbye");
-    let tcp = TcpStream::connect(("127.0.0.1", scene.host_port)).await.unwrap();
+    let tcp = TcpStream::connect(scene.host).await.unwrap();
     drop(tcp);
 
     enclave.log("the very last words");
@@ -42,7 +42,7 @@ async fn a_drain_keeps_logs_and_ingress_until_the_end_is_acknowledged() {
     let last = inside.acks.last().unwrap();
     assert_eq!((last.log_seq, last.status_seq), (2, Some(status_seq)));
     assert_eq!(inside.drains.len(), 1);
-    assert!(TcpStream::connect(("127.0.0.1", scene.host_port)).await.is_err(), "the listener is closed");
+    assert!(TcpStream::connect(scene.host).await.is_err(), "the listener is closed");
     let mut rest = Vec::new();
     running.stdout.into_inner().read_to_end(&mut rest).await.unwrap();
     assert_eq!(rest, b"", "the last line is the last line");

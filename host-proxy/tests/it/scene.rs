@@ -1,6 +1,10 @@
 //! A proxy under test beside its fake enclave: temporary directories, free ports, a readable stdout.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{
+    net::SocketAddr,
+    sync::atomic::{AtomicU8, Ordering},
+    time::Duration,
+};
 
 use clap::Parser;
 use enclave_host_proxy::{Cli, Command, Exit, Proxy, RunArgs, Stop};
@@ -16,9 +20,16 @@ use tokio::{
 /// No step of a test takes longer; a hang becomes a failure.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
+/// Below those that the kernel hands out.
+const HOST_PORT: u16 = 18_001;
+/// How many scenes this process has had.
+static SCENES: AtomicU8 = AtomicU8::new(1);
+
 pub(crate) struct Scene {
     pub(crate) dir: tempfile::TempDir,
-    pub(crate) host_port: u16,
+    /// Where the plugin's port is offered: at an address of this test's own, so that no other test's port is
+    /// in the way.
+    pub(crate) host: SocketAddr,
     pub(crate) upstream: TcpListener,
 }
 
@@ -35,10 +46,12 @@ impl Scene {
     pub(crate) async fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let upstream = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let host_port = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().port();
+        let [.., process] = std::process::id().to_be_bytes();
+        let number = SCENES.fetch_add(1, Ordering::Relaxed);
+        let host = SocketAddr::from(([127, 77, process, number], HOST_PORT));
         std::fs::create_dir_all(dir.path().join("config/configmaps/settings")).unwrap();
         std::fs::write(dir.path().join("config/configmaps/settings/key"), "value").unwrap();
-        let scene = Self { dir, host_port, upstream };
+        let scene = Self { dir, host, upstream };
         scene.write_manifest("hello");
         scene
     }
@@ -51,7 +64,7 @@ impl Scene {
              spec:\n  userPlugins:\n    - name: app\n      image: app:1\n      ports:\n\
              \x20       - containerPort: 8001\n          hostPort: {}\n\
              \x20     outboundConnections:\n        - fqdn: up.example\n          port: 80\n",
-            self.host_port
+            self.host.port()
         );
         std::fs::write(self.dir.path().join("m.yaml"), manifest).unwrap();
     }
@@ -65,7 +78,10 @@ impl Scene {
         ]);
         line.extend([format!("--config-dir={}", path("config")), format!("--state-dir={}", path("state"))]);
         line.extend(["--metrics-listen=127.0.0.1:0", "--health-listen=127.0.0.1:0"].map(str::to_owned));
-        line.extend([format!("--admin={}", path("admin.sock")), "--ingress-listen=127.0.0.1".to_owned()]);
+        line.extend([
+            format!("--admin={}", path("admin.sock")),
+            format!("--ingress-listen={}", self.host.ip()),
+        ]);
         line.push(format!("--resolve=up.example:80:{}", self.upstream.local_addr().unwrap()));
         line.extend(["--connect-timeout=10", "--drain-grace=5"].map(str::to_owned));
         line.extend(more.iter().map(|arg| (*arg).to_owned()));

@@ -64,7 +64,7 @@ async fn a_host_port_leads_to_its_plugin_and_back() {
     let enclave = Enclave::start(scene.dir.path(), "boot-1");
     let running = scene.start(&[]).await;
     running.until_ready_is(200).await;
-    let mut tcp = TcpStream::connect(("127.0.0.1", scene.host_port)).await.unwrap();
+    let mut tcp = TcpStream::connect(scene.host).await.unwrap();
     tcp.write_all(b"ping").await.unwrap();
     tcp.shutdown().await.unwrap();
     let mut response = String::new();
@@ -72,7 +72,7 @@ async fn a_host_port_leads_to_its_plugin_and_back() {
     assert_eq!(response, "app: ping");
 
     enclave.power_off().await;
-    let mut tcp = TcpStream::connect(("127.0.0.1", scene.host_port)).await.unwrap();
+    let mut tcp = TcpStream::connect(scene.host).await.unwrap();
     let closed = tcp.read(&mut [0]).await.unwrap_err();
     assert_eq!(closed.kind(), io::ErrorKind::ConnectionReset, "a client sees at once that nobody is there");
 }
