@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 
 use enclave_protocol::{
     metrics::{
-        CPU_USAGE, Family, LABEL_DEPLOYMENT, LABEL_INSTANCE, LABEL_NED, MEMORY_AVAILABLE, MEMORY_TOTAL,
+        CPU_USAGE, Family, LABEL_DEPLOYMENT, LABEL_NED, MEMORY_AVAILABLE, MEMORY_TOTAL,
         MEMORY_USAGE, Point, Sample,
     },
     timestamp::Timestamp,
@@ -127,8 +127,8 @@ impl MetricsPage {
             Family::gauge(name, help, vec![Point::bare(f64::from(u8::from(is)))])
         };
         let mut families = shared.counters.families(shared.control.dials());
-        let mut labels =
-            std::collections::BTreeMap::from([(LABEL_INSTANCE.to_owned(), shared.instance.clone())]);
+        // No `instance`: a scraper makes its own, and would move ours to `exported_instance`.
+        let mut labels = std::collections::BTreeMap::new();
         {
             let view = shared.view.borrow();
             families.extend([
@@ -148,7 +148,8 @@ impl MetricsPage {
         if let Some(sample) = sample {
             labels.clone_from(&sample.labels);
         }
-        let own = Sample { time: clock::now(), started: self.samples.started, labels, families };
+        let (time, started, resource) = (clock::now(), self.samples.started, std::collections::BTreeMap::new());
+        let own = Sample { time, started, labels, resource, families };
         sample.map(Sample::to_prometheus).unwrap_or_default() + &own.to_prometheus()
     }
 }

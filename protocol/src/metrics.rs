@@ -7,6 +7,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::timestamp::Timestamp;
 
+pub mod prometheus;
+
 /// Fraction of CPU time used over all cores, 0.0–1.0.
 pub const CPU_USAGE: &str = "nitro_enclave_cpu_usage";
 /// 1 − `MemAvailable`/`MemTotal`, 0.0–1.0.
@@ -22,8 +24,9 @@ pub const LABEL_DEPLOYMENT: &str = "oblv_deployment_name";
 pub const LABEL_NED: &str = "ned_name";
 /// The manifest's `metadata.namespace`.
 pub const LABEL_NAMESPACE: &str = "namespace";
-/// Unique per enclave.
-pub const LABEL_INSTANCE: &str = "instance";
+/// Resource attribute: unique per enclave. Never a label of a point: Prometheus and the Collector make `instance`
+/// of it, and refuse a family whose points carry their own.
+pub const ATTRIBUTE_INSTANCE: &str = "service.instance.id";
 
 /// All numbers of one moment: the JSON answer to `GET /v1/metrics`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -34,6 +37,10 @@ pub struct Sample {
     pub started: Timestamp,
     /// On every point of every family.
     pub labels: BTreeMap<String, String>,
+    /// On the resource alone, by their OpenTelemetry names: [`ATTRIBUTE_INSTANCE`], and what the host tells of
+    /// the pod.
+    #[serde(default)]
+    pub resource: BTreeMap<String, String>,
     /// The families, each name once.
     pub families: Vec<Family>,
 }
@@ -41,24 +48,30 @@ pub struct Sample {
 /// One metric with all its points.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Family {
-    /// A legal Prometheus name.
+    /// Our own families have legal Prometheus names; those of OpenTelemetry's conventions have dots.
     pub name: String,
     /// For people, one line.
     pub help: String,
     /// What kind of number.
     pub kind: Kind,
+    /// The unit in UCUM (`s`, `By`, `{cpu}`), or empty: for a value whose name ends in its unit, and for the two
+    /// headline gauges, which Prometheus would rename to `…_ratio` for the unit `1`.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub unit: String,
     /// The points; label sets are unique.
     pub points: Vec<Point>,
 }
 
 /// What a number means over time.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub enum Kind {
     /// Goes up and down.
     Gauge,
     /// Only goes up, from zero at the supervisor's start.
     Counter,
+    /// A sum over its points that goes up and down: OpenTelemetry's `UpDownCounter`, a gauge to Prometheus.
+    UpDownCounter,
 }
 
 /// One number.
@@ -86,12 +99,22 @@ impl Point {
 impl Family {
     /// A gauge.
     pub fn gauge(name: &str, help: &str, points: Vec<Point>) -> Self {
-        Self { name: name.to_owned(), help: help.to_owned(), kind: Kind::Gauge, points }
+        Self::new(Kind::Gauge, name, "", help, points)
     }
 
     /// A counter.
     pub fn counter(name: &str, help: &str, points: Vec<Point>) -> Self {
-        Self { name: name.to_owned(), help: help.to_owned(), kind: Kind::Counter, points }
+        Self::new(Kind::Counter, name, "", help, points)
+    }
+
+    /// A family of any kind; `unit` is in UCUM.
+    pub fn new(kind: Kind, name: &str, unit: &str, help: &str, points: Vec<Point>) -> Self {
+        Self { name: name.to_owned(), help: help.to_owned(), kind, unit: unit.to_owned(), points }
+    }
+
+    /// The name under which Prometheus shows the family.
+    pub fn prometheus_name(&self) -> String {
+        prometheus::metric_name(&self.name, &self.unit, self.kind)
     }
 }
 
@@ -101,26 +124,27 @@ impl Sample {
         self.families.iter().find(|f| f.name == name)?.points.first().map(|p| p.value)
     }
 
-    /// Prometheus text exposition format 0.0.4.
+    /// Prometheus text exposition format 0.0.4, with the names and labels that Prometheus makes of OTLP.
     pub fn to_prometheus(&self) -> String {
         let mut text = String::new();
         for family in self.families.iter().filter(|f| !f.points.is_empty()) {
             let kind = match family.kind {
-                Kind::Gauge => "gauge",
+                Kind::Gauge | Kind::UpDownCounter => "gauge",
                 Kind::Counter => "counter",
             };
+            let name = family.prometheus_name();
             // Writing to a String cannot fail.
-            writeln!(text, "# HELP {} {}", family.name, escape(&family.help, false)).ok();
-            writeln!(text, "# TYPE {} {kind}", family.name).ok();
+            writeln!(text, "# HELP {name} {}", escape(&family.help, false)).ok();
+            writeln!(text, "# TYPE {name} {kind}").ok();
             for point in &family.points {
-                text.push_str(&family.name);
+                text.push_str(&name);
                 // The sample's labels win: an identity cannot be overridden by a point.
                 let own = point.labels.iter().filter(|(key, _)| !self.labels.contains_key(*key));
                 let labels: Vec<String> = self
                     .labels
                     .iter()
                     .chain(own)
-                    .map(|(k, v)| format!("{k}=\"{}\"", escape(v, true)))
+                    .map(|(k, v)| format!("{}=\"{}\"", prometheus::label_name(k), escape(v, true)))
                     .collect();
                 if !labels.is_empty() {
                     write!(text, "{{{}}}", labels.join(",")).ok();
@@ -148,8 +172,16 @@ mod tests {
             time: Timestamp(0),
             started: Timestamp(0),
             labels: [(LABEL_DEPLOYMENT.to_owned(), "hello".to_owned())].into(),
+            resource: [(ATTRIBUTE_INSTANCE.to_owned(), "not a label".to_owned())].into(),
             families: vec![
                 Family::gauge(CPU_USAGE, "CPU\nused", vec![Point::bare(0.25)]),
+                Family::new(
+                    Kind::UpDownCounter,
+                    "k8s.node.memory.usage",
+                    "By",
+                    "m",
+                    vec![Point::labelled([("k8s.container.name", "a")], 5.0)],
+                ),
                 Family::counter("c_total", "c", vec![Point::labelled([("plugin", "a\"b\\c")], 3.0)]),
                 Family::gauge("none", "not shown", vec![]),
             ],
@@ -158,6 +190,9 @@ mod tests {
             # HELP nitro_enclave_cpu_usage CPU\nused
             # TYPE nitro_enclave_cpu_usage gauge
             nitro_enclave_cpu_usage{oblv_deployment_name="hello"} 0.25
+            # HELP k8s_node_memory_usage_bytes m
+            # TYPE k8s_node_memory_usage_bytes gauge
+            k8s_node_memory_usage_bytes{oblv_deployment_name="hello",k8s_container_name="a"} 5
             # HELP c_total c
             # TYPE c_total counter
             c_total{oblv_deployment_name="hello",plugin="a\"b\\c"} 3

@@ -30,7 +30,7 @@ use std::{
 use enclave_protocol::{
     control::{BOOT_FAILED, Condition, DrainRequest, ManifestAccepted, Phase, Status},
     manifest::HostLogs,
-    metrics::{LABEL_DEPLOYMENT, LABEL_INSTANCE, LABEL_NAMESPACE, LABEL_NED, Sample},
+    metrics::{ATTRIBUTE_INSTANCE, LABEL_DEPLOYMENT, LABEL_NAMESPACE, LABEL_NED, Sample},
     timestamp::Timestamp,
     transport::{Host, Stream},
 };
@@ -322,13 +322,14 @@ impl Driver {
             (LABEL_DEPLOYMENT, manifest.name.clone()),
             (LABEL_NED, manifest.name.clone()),
             (LABEL_NAMESPACE, manifest.namespace.clone()),
-            (LABEL_INSTANCE, candidate.instance_id.clone()),
         ];
+        let resource = [(ATTRIBUTE_INSTANCE, candidate.instance_id.clone())];
         tracing::info!(deployment = manifest.name, digest = accepted.digest, "manifest accepted");
         // Readers see whose numbers these are from now on, not only from the next sample.
         board.sample.send_modify(|sample| {
             if let Some(sample) = sample {
-                Arc::make_mut(sample).labels = owned(&labels);
+                let sample = Arc::make_mut(sample);
+                (sample.labels, sample.resource) = (owned(&labels), owned(&resource));
             }
         });
         self.running = Some(Running {
@@ -340,6 +341,7 @@ impl Driver {
             accepted: accepted.clone(),
             name: manifest.name.clone(),
             labels,
+            resource,
             standby_due: None,
             _state: state,
         });
@@ -441,7 +443,7 @@ impl Driver {
         let mut all = families::system(&reading, first, before);
         let board = Arc::clone(self.board());
         let logs = board.rings.totals();
-        let mut labels = BTreeMap::new();
+        let (mut labels, mut resource) = (BTreeMap::new(), BTreeMap::new());
         let mut net_restarts = 0;
         if let Some(running) = &mut self.running {
             self.samples += 1;
@@ -450,7 +452,7 @@ impl Driver {
             all.extend(families::plugins(&running.children.readings(&status.plugins), &logs));
             all.extend(running.network.families());
             net_restarts = running.network.restarts;
-            labels = owned(&running.labels);
+            (labels, resource) = (owned(&running.labels), owned(&running.resource));
         }
         let own_log = logs.get(crate::logs::ring::SUPERVISOR).copied().unwrap_or_default();
         let lost = self.parts.stderr_lost.load(std::sync::atomic::Ordering::Relaxed);
@@ -459,6 +461,7 @@ impl Driver {
             time: self.clock.wall(),
             started: self.started,
             labels,
+            resource,
             families: all,
         })));
     }

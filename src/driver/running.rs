@@ -29,7 +29,9 @@ pub(super) struct Running {
     pub(super) accepted: ManifestAccepted,
     /// The deployment's name.
     pub(super) name: String,
-    pub(super) labels: [(&'static str, String); 4],
+    pub(super) labels: [(&'static str, String); 3],
+    /// On the resource of every sample.
+    pub(super) resource: [(&'static str, String); 1],
     /// When the next run of some plugin is to be prepared.
     pub(super) standby_due: Option<Moment>,
     /// Removed when the deployment is dropped.

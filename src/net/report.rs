@@ -26,6 +26,7 @@ pub(crate) fn cut(id: u64, families: Vec<Family>) -> Vec<Message> {
                 name: family.name.clone(),
                 help: family.help.clone(),
                 kind: family.kind,
+                unit: family.unit.clone(),
                 points: points_now,
             };
             if let Some(part) = parts.last_mut() {

@@ -38,7 +38,7 @@ fn a_plugin_reads_what_it_was_granted_and_nothing_else() {
         sample.labels.contains_key("oblv_deployment_name").then_some(sample)
     });
     assert_eq!(sample.labels["oblv_deployment_name"], "test");
-    assert_eq!(sample.labels["instance"], "it-1");
+    assert_eq!(sample.resource["service.instance.id"], "it-1");
     let status: Status = ask(&enclave, "telemetry", "GET", "/v1/status", "").json();
     assert_eq!(status.deployment.as_deref(), Some("test"));
 

@@ -418,6 +418,7 @@ fn sample() -> Sample {
         time: Timestamp(1_000_000_000),
         started: Timestamp(0),
         labels: [(metrics::LABEL_DEPLOYMENT.to_owned(), "hello".to_owned())].into(),
+        resource: [(metrics::ATTRIBUTE_INSTANCE.to_owned(), "pod-1".to_owned())].into(),
         families: vec![
             Family::gauge(metrics::CPU_USAGE, "CPU.", vec![Point::bare(0.5)]),
             Family::gauge(metrics::MEMORY_USAGE, "Memory.", vec![Point::bare(0.25)]),

@@ -11,7 +11,7 @@ use std::{
 use bytes::Bytes;
 use enclave_protocol::{
     metrics::{
-        CPU_USAGE, Family, LABEL_DEPLOYMENT, LABEL_INSTANCE, LABEL_NAMESPACE, LABEL_NED, Point, Sample,
+        ATTRIBUTE_INSTANCE, CPU_USAGE, Family, LABEL_DEPLOYMENT, LABEL_NAMESPACE, LABEL_NED, Point, Sample,
     },
     timestamp::Timestamp,
 };
@@ -35,12 +35,12 @@ pub(crate) fn sample(seconds: u64) -> Sample {
         (LABEL_DEPLOYMENT, "hello"),
         (LABEL_NED, "hello"),
         (LABEL_NAMESPACE, "default"),
-        (LABEL_INSTANCE, "i-1"),
     ];
     Sample {
         time: Timestamp(seconds * 1_000_000_000),
         started: Timestamp(500_000_000),
         labels: labels.map(|(key, value)| (key.to_owned(), value.to_owned())).into(),
+        resource: [(ATTRIBUTE_INSTANCE.to_owned(), "i-1".to_owned())].into(),
         families: vec![
             Family::gauge(CPU_USAGE, "CPU time used", vec![Point::bare(0.5)]),
             Family::counter(

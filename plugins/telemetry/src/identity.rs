@@ -2,8 +2,12 @@
 
 use std::collections::BTreeMap;
 
-use enclave_protocol::metrics::{LABEL_DEPLOYMENT, LABEL_INSTANCE, LABEL_NAMESPACE, LABEL_NED, Sample};
+use enclave_protocol::metrics::{ATTRIBUTE_INSTANCE, LABEL_DEPLOYMENT, LABEL_NAMESPACE, LABEL_NED, Sample};
 
+/// Labels that Prometheus and the Collector make of the resource; a point that carries one of them costs its
+/// whole family.
+const LABEL_INSTANCE: &str = "instance";
+const LABEL_JOB: &str = "job";
 /// What a reserved name becomes when somebody else uses it, as Prometheus does with a scraped label.
 const EXPORTED: &str = "exported_";
 /// Labels that say where a point comes from: ours to set, in points that come from an app.
@@ -15,17 +19,19 @@ const OWN_METRICS: [&str; 2] = ["nitro_enclave", "enclave"];
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Identity {
     labels: BTreeMap<String, String>,
+    /// What stands on the resource alone.
+    resource: BTreeMap<String, String>,
 }
 
 impl Identity {
     /// The identity that `sample` carries; none without the name that an autoscaler selects on.
     pub(crate) fn of(sample: &Sample) -> Option<Self> {
-        sample.labels.contains_key(LABEL_DEPLOYMENT).then(|| Self { labels: sample.labels.clone() })
+        sample.labels.contains_key(LABEL_DEPLOYMENT).then(|| Self { labels: sample.labels.clone(), resource: sample.resource.clone() })
     }
 
     /// The identity of nobody, to try a pipeline with.
     pub(crate) fn nobody() -> Self {
-        Self { labels: BTreeMap::new() }
+        Self { labels: BTreeMap::new(), resource: BTreeMap::new() }
     }
 
     /// Name and value, to be put on every point.
@@ -33,22 +39,20 @@ impl Identity {
         self.labels.iter().map(|(key, value)| (key.as_str(), value.as_str()))
     }
 
-    /// `service.name`, `service.namespace` and `service.instance.id` of the resource, as far as they are
-    /// known.
-    pub(crate) fn service(&self) -> impl Iterator<Item = (&'static str, &str)> {
-        [
-            (SERVICE_NAME, LABEL_DEPLOYMENT),
-            (SERVICE_NAMESPACE, LABEL_NAMESPACE),
-            (SERVICE_INSTANCE, LABEL_INSTANCE),
-        ]
-        .into_iter()
-        .filter_map(|(attribute, label)| Some((attribute, self.labels.get(label)?.as_str())))
+    /// What stands on the resource beside the labels: `service.name`, `service.namespace`,
+    /// `service.instance.id` and what the host tells of the pod, as far as they are known.
+    pub(crate) fn service(&self) -> impl Iterator<Item = (&str, &str)> {
+        let named = [(SERVICE_NAME, LABEL_DEPLOYMENT), (SERVICE_NAMESPACE, LABEL_NAMESPACE)];
+        let named = named
+            .into_iter()
+            .filter_map(|(attribute, label)| Some((attribute, self.labels.get(label)?.as_str())));
+        named.chain(self.resource.iter().map(|(key, value)| (key.as_str(), value.as_str())))
     }
 
     /// Whether `key`, once Prometheus has rewritten it, would be one of the identity's labels.
     pub(crate) fn reserves(&self, key: &str) -> bool {
         let key = canonical(key);
-        [LABEL_DEPLOYMENT, LABEL_NED, LABEL_NAMESPACE, LABEL_INSTANCE].contains(&key.as_str())
+        [LABEL_DEPLOYMENT, LABEL_NED, LABEL_NAMESPACE, LABEL_INSTANCE, LABEL_JOB].contains(&key.as_str())
             || self.labels.contains_key(&key)
     }
 }
@@ -58,7 +62,7 @@ pub(crate) const SERVICE_NAME: &str = "service.name";
 /// Its namespace. Prometheus makes `job` of both.
 pub(crate) const SERVICE_NAMESPACE: &str = "service.namespace";
 /// The enclave. Prometheus overwrites the label `instance` with it, so that it must be ours.
-pub(crate) const SERVICE_INSTANCE: &str = "service.instance.id";
+pub(crate) const SERVICE_INSTANCE: &str = ATTRIBUTE_INSTANCE;
 
 /// Whether `key` says where a point comes from, which an app must not claim.
 pub(crate) fn names_origin(key: &str) -> bool {

@@ -285,7 +285,6 @@ mod tests {
                         "exported_instance",
                         "exported_oblv.deployment.name",
                         "exported_plugin",
-                        "instance",
                         "namespace",
                         "ned_name",
                         "oblv_deployment_name"
@@ -300,7 +299,7 @@ mod tests {
         let mut export = app_export(vec![]);
         identify(&mut export, &Identity::of(&sample(1)).unwrap());
         expect_test::expect![[r"
-            resource exported_ned.name=x,exported_service.instance.id=me,instance=i-1,namespace=default,ned_name=hello,oblv_deployment_name=hello,service.instance.id=i-1,service.name=app,service.namespace=default
+            resource exported_ned.name=x,exported_service.instance.id=me,namespace=default,ned_name=hello,oblv_deployment_name=hello,service.instance.id=i-1,service.name=app,service.namespace=default
             scope @
         "]]
         .assert_eq(&show(&export));

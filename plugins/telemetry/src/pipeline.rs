@@ -53,7 +53,7 @@ pub(crate) struct Pipeline {
     exporter: MetricExporter,
     body: Capture,
     observed: Arc<Mutex<Vec<Family>>>,
-    instruments: BTreeSet<(String, bool)>,
+    instruments: BTreeSet<(String, Kind, String)>,
 }
 
 /// Why nothing could be encoded.
@@ -117,16 +117,14 @@ impl Pipeline {
         Ok((Export::decode(self.body.take())?, surplus as u64))
     }
 
-    /// Makes the instrument of a family that is seen for the first time. No unit: with "1" Prometheus would
-    /// rename the headline gauges to `…_ratio`, and an autoscaler would find nothing.
+    /// Makes the instrument of a family that is seen for the first time.
     fn register(&mut self, family: &Family) {
-        let (name, help) = (family.name.clone(), family.help.clone());
-        let is_counter = family.kind == Kind::Counter;
-        if !self.instruments.insert((name.clone(), is_counter)) {
+        let (name, help, unit) = (family.name.clone(), family.help.clone(), family.unit.clone());
+        let kind = family.kind;
+        if !self.instruments.insert((name.clone(), kind, unit.clone())) {
             return;
         }
         let (observed, identity, wanted) = (Arc::clone(&self.observed), self.identity.clone(), name.clone());
-        let kind = family.kind;
         let observe = move |observer: &dyn opentelemetry::metrics::AsyncInstrument<f64>| {
             let families = observed.lock().unwrap_or_else(PoisonError::into_inner);
             for family in families.iter().filter(|f| f.name == wanted && f.kind == kind) {
@@ -136,10 +134,20 @@ impl Pipeline {
             }
         };
         // The handle is not kept: the callback lives in the provider.
-        if is_counter {
-            self.meter.f64_observable_counter(name).with_description(help).with_callback(observe).build();
-        } else {
-            self.meter.f64_observable_gauge(name).with_description(help).with_callback(observe).build();
+        let meter = &self.meter;
+        match kind {
+            Kind::Counter => {
+                let counter = meter.f64_observable_counter(name);
+                counter.with_description(help).with_unit(unit).with_callback(observe).build();
+            }
+            Kind::Gauge => {
+                let gauge = meter.f64_observable_gauge(name);
+                gauge.with_description(help).with_unit(unit).with_callback(observe).build();
+            }
+            Kind::UpDownCounter => {
+                let sum = meter.f64_observable_up_down_counter(name);
+                sum.with_description(help).with_unit(unit).with_callback(observe).build();
+            }
         }
     }
 }
@@ -233,13 +241,13 @@ mod tests {
         let (mut export, _) = exported(families).await;
         otlp::stamp(&mut export, |_| Times { start: Some(Timestamp(5)), time: Timestamp(7) });
         expect_test::expect![[r#"
-            resource instance=i-1,namespace=default,ned_name=hello,oblv_deployment_name=hello,service.instance.id=i-1,service.name=hello,service.namespace=default
+            resource namespace=default,ned_name=hello,oblv_deployment_name=hello,service.instance.id=i-1,service.name=hello,service.namespace=default
             scope enclave-telemetry@1
             nitro_enclave_cpu_usage gauge unit=""
-              {instance=i-1,namespace=default,ned_name=hello,oblv_deployment_name=hello} Some(AsDouble(0.5)) 0..7 flags=0
+              {namespace=default,ned_name=hello,oblv_deployment_name=hello} Some(AsDouble(0.5)) 0..7 flags=0
             enclave_plugin_restarts_total sum(temporality=2,monotonic=true) unit=""
-              {exported_instance=spoof,instance=i-1,namespace=default,ned_name=hello,oblv_deployment_name=hello,plugin=b} Some(AsDouble(9.0)) 5..7 flags=0
-              {instance=i-1,namespace=default,ned_name=hello,oblv_deployment_name=hello,plugin=a} Some(AsDouble(2.0)) 5..7 flags=0
+              {exported_instance=spoof,namespace=default,ned_name=hello,oblv_deployment_name=hello,plugin=b} Some(AsDouble(9.0)) 5..7 flags=0
+              {namespace=default,ned_name=hello,oblv_deployment_name=hello,plugin=a} Some(AsDouble(2.0)) 5..7 flags=0
         "#]]
         .assert_eq(&otlp::show(&export));
     }

@@ -289,7 +289,7 @@ mod tests {
             let shown = otlp::show(&intake::read(&batch.body, true).unwrap());
             assert!(shown.contains("app_queue gauge"), "{shown}");
             assert!(
-                shown.contains("{instance=i-1,namespace=default,ned_name=hello,oblv_deployment_name=hello}"),
+                shown.contains("{namespace=default,ned_name=hello,oblv_deployment_name=hello}"),
                 "{shown}"
             );
         }

@@ -229,7 +229,7 @@ impl Stop {
 mod tests {
     use std::path::PathBuf;
 
-    use enclave_protocol::metrics::{CPU_USAGE, Point};
+    use enclave_protocol::metrics::{ATTRIBUTE_INSTANCE, CPU_USAGE, Point};
     use tokio::sync::oneshot;
 
     use super::*;
@@ -295,7 +295,7 @@ mod tests {
         let points: Vec<_> = text.lines().filter(|line| line.starts_with("  {")).collect();
         assert!(points.len() > 10, "{text}");
         for point in points {
-            for label in ["oblv_deployment_name=hello", "ned_name=hello", "namespace=default", "instance=i-1"]
+            for label in ["oblv_deployment_name=hello", "ned_name=hello", "namespace=default"]
             {
                 assert!(point.contains(label), "{point}");
             }
@@ -353,7 +353,7 @@ mod tests {
         let running = start(&often).await;
         assert!(otlp::show(&collector.next().await.export).contains("service.instance.id=i-1"));
         let mut other = sample(2);
-        other.labels.insert("instance".to_owned(), "i-2".to_owned());
+        other.resource.insert(ATTRIBUTE_INSTANCE.to_owned(), "i-2".to_owned());
         supervisor.show(&other);
         let text = loop {
             let text = otlp::show(&collector.next().await.export);
