@@ -20,19 +20,19 @@ use tokio_rustls::{
 use crate::{
     hosts,
     link::{Link, LinkError},
+    signal::Signal,
 };
 
-/// Appended to the base URL, as the OTLP specification says.
-const METRICS_PATH: &str = "/v1/metrics";
-
 /// A collector's address, checked.
+#[derive(Clone)]
 pub(crate) struct Endpoint {
     host: String,
     port: u16,
     /// The `Host` header.
     pub(crate) authority: String,
-    /// The request's path, with a query if the base URL has one.
-    pub(crate) path: String,
+    /// The path of the base URL, without a slash at its end.
+    base: String,
+    query: Option<String>,
     tls: Option<(TlsConnector, ServerName<'static>)>,
     hosts: PathBuf,
 }
@@ -98,16 +98,22 @@ impl Endpoint {
             other => return Err(UrlError::Scheme(other.unwrap_or_default().to_owned())),
         };
         let host = authority.host().trim_matches(['[', ']']).to_owned();
-        let path = format!("{}{METRICS_PATH}", uri.path().trim_end_matches('/'));
         let tls = if is_tls { Some(tls(&host, ca_file)?) } else { None };
         Ok(Self {
             port: authority.port_u16().unwrap_or(default_port),
             authority: authority.as_str().to_owned(),
-            path: uri.query().map_or_else(|| path.clone(), |query| format!("{path}?{query}")),
+            base: uri.path().trim_end_matches('/').to_owned(),
+            query: uri.query().map(str::to_owned),
             host,
             tls,
             hosts,
         })
+    }
+
+    /// The path of `signal`, with a query if the base URL has one.
+    pub(crate) fn path(&self, signal: Signal) -> String {
+        let query = self.query.as_ref().map(|query| format!("?{query}")).unwrap_or_default();
+        format!("{}{}{query}", self.base, signal.path())
     }
 
     /// Connects. The caller bounds the time.
@@ -166,7 +172,14 @@ mod tests {
 
     fn check(url: &str) -> String {
         match Endpoint::parse(url, PathBuf::from("/etc/hosts"), None) {
-            Ok(e) => format!("{} {} {} {} tls={}", e.host, e.port, e.authority, e.path, e.tls.is_some()),
+            Ok(e) => format!(
+                "{} {} {} {} tls={}",
+                e.host,
+                e.port,
+                e.authority,
+                e.path(Signal::Metrics),
+                e.tls.is_some()
+            ),
             Err(error) => error.to_string(),
         }
     }

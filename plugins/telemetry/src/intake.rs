@@ -164,7 +164,7 @@ mod tests {
     fn a_plain_and_a_packed_request_read_the_same() {
         let export = gauge_export("g", 1.0);
         assert_eq!(read(&export.encode_to_vec(), false).unwrap(), export);
-        assert_eq!(read(&Batch::new(&export).body, true).unwrap(), export);
+        assert_eq!(read(Batch::new(export.encode_to_vec(), 1).body(), true).unwrap(), export);
         assert_eq!(read(b"", false).unwrap(), Export::default());
     }
 

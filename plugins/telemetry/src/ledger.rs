@@ -1,7 +1,10 @@
-//! What happened to the points: counted for `enclave_telemetry_*` and for `/healthz`.
+//! The account of all that was to be exported: for `enclave_telemetry_*`, `/healthz` and the export report.
+//!
+//! The unit is the item: a data point, a log record, a span. The numbers of one signal change together, under
+//! one lock, so that `produced = sent + dropped + queued` holds at every moment. An item that a sender holds
+//! is queued. The outbox is the only caller that moves items; others only report what never got there.
 
 use std::{
-    collections::BTreeMap,
     sync::{Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -12,55 +15,125 @@ use enclave_protocol::{
 };
 use tokio::time::Instant;
 
-use crate::clock;
+use crate::{clock, signal::Signal};
 
-/// What our own metrics' names begin with.
+/// The beginning of the names of the plugin's own metrics.
 pub(crate) const SELF_PREFIX: &str = "enclave_telemetry_";
 
-/// Why points never reached the collector.
+/// Why items never reached the collector.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Dropped {
     /// The queue was full; the oldest went.
     QueueFull,
+    /// They waited longer than a reader looks back.
+    TooOld,
     /// The collector answered with a status that must not be retried.
     Refused,
-    /// It was tried as often as allowed.
+    /// The collector asked to come again for as long as a batch is kept.
     RetriesExhausted,
-    /// The collector took the batch but not these points.
+    /// The collector took the batch but not these items.
     Rejected,
     /// No `EXPORTER_URL` is set.
     NoExporter,
-    /// The time for the last flush was over.
+    /// The time for the last flush was over, or the sender was ended.
     Shutdown,
-    /// A family had more points than the SDK keeps apart.
+    /// A family had more points than are kept apart.
     TooManySeries,
+    /// They could not be encoded.
+    Encoding,
 }
 
 impl Dropped {
-    const ALL: [Self; 7] = [
+    /// Every reason, in the order of their discriminants.
+    pub(crate) const ALL: [Self; 9] = [
         Self::QueueFull,
+        Self::TooOld,
         Self::Refused,
         Self::RetriesExhausted,
         Self::Rejected,
         Self::NoExporter,
         Self::Shutdown,
         Self::TooManySeries,
+        Self::Encoding,
     ];
 
-    fn label(self) -> &'static str {
+    /// The label `reason`.
+    pub(crate) fn label(self) -> &'static str {
         match self {
             Self::QueueFull => "queue_full",
+            Self::TooOld => "too_old",
             Self::Refused => "refused",
             Self::RetriesExhausted => "retries_exhausted",
             Self::Rejected => "rejected",
             Self::NoExporter => "no_exporter",
             Self::Shutdown => "shutdown",
             Self::TooManySeries => "too_many_series",
+            Self::Encoding => "encoding",
         }
     }
 }
 
-/// The counters, shared by all tasks.
+/// The numbers of one signal at one moment.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub(crate) struct Account {
+    /// Items that were to be exported.
+    pub(crate) produced: u64,
+    /// Of them, those that apps sent.
+    pub(crate) received: u64,
+    /// Items that the collector accepted.
+    pub(crate) sent: u64,
+    /// Items that were sent once more.
+    pub(crate) retried: u64,
+    /// Items that never arrived, by [`Dropped`].
+    dropped: [u64; Dropped::ALL.len()],
+    /// Items that wait, those in the sender's hand included.
+    pub(crate) queued: u64,
+    /// Their batches.
+    pub(crate) queued_batches: u64,
+    /// Their compressed size.
+    pub(crate) queued_bytes: u64,
+    /// When the collector accepted last.
+    pub(crate) last_success: Option<Instant>,
+    /// The wall clock's time then.
+    pub(crate) last_success_time: Option<Timestamp>,
+    /// The last failure, unless a success came after it.
+    pub(crate) last_error: Option<String>,
+}
+
+impl Account {
+    /// Items dropped for `reason`.
+    pub(crate) fn dropped(&self, reason: Dropped) -> u64 {
+        self.dropped[reason as usize]
+    }
+
+    /// Items dropped for any reason.
+    pub(crate) fn dropped_total(&self) -> u64 {
+        self.dropped.iter().sum()
+    }
+}
+
+/// A change of an account, by the outbox.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Move {
+    /// A batch was queued, for an app or for ourselves.
+    Queued {
+        /// Whether an app sent it.
+        received: bool,
+    },
+    /// A batch was queued and went out again at once, to make place or for want of an exporter.
+    Lost(Dropped),
+    /// A queued batch is given up.
+    Dropped(Dropped),
+    /// The collector took a queued batch, except for so many items.
+    Sent {
+        /// Items that it rejected.
+        rejected: u64,
+    },
+    /// A batch in the sender's hand waits for another attempt.
+    Retried,
+}
+
+/// The accounts, shared by all tasks.
 #[derive(Debug)]
 pub(crate) struct Ledger {
     started: Timestamp,
@@ -69,13 +142,8 @@ pub(crate) struct Ledger {
 
 #[derive(Debug, Default)]
 struct Facts {
-    sent: u64,
-    received: u64,
-    retried: u64,
-    dropped: BTreeMap<Dropped, u64>,
+    accounts: [Account; Signal::ALL.len()],
     unsupported_jobs: usize,
-    last_success: Option<Instant>,
-    last_result: Option<String>,
     last_sample: Option<Instant>,
 }
 
@@ -90,32 +158,57 @@ impl Ledger {
         self.started
     }
 
-    /// The collector has these points.
-    pub(crate) fn sent(&self, points: u64) {
+    /// The numbers of `signal` now.
+    pub(crate) fn account(&self, signal: Signal) -> Account {
+        self.facts().accounts[signal.index()].clone()
+    }
+
+    /// Items that were to be exported and never became a batch.
+    pub(crate) fn lost(&self, signal: Signal, reason: Dropped, items: u64) {
+        self.change(signal, Move::Lost(reason), items, 0);
+    }
+
+    /// Applies a move of a batch with so many items and bytes.
+    pub(crate) fn change(&self, signal: Signal, change: Move, items: u64, bytes: usize) {
+        let bytes = bytes as u64;
         let mut facts = self.facts();
-        facts.sent += points;
-        facts.last_success = Some(Instant::now());
-        facts.last_result = Some("ok".to_owned());
+        let account = &mut facts.accounts[signal.index()];
+        match change {
+            Move::Queued { received } => {
+                account.produced += items;
+                account.received += if received { items } else { 0 };
+                account.queued += items;
+                account.queued_bytes += bytes;
+                account.queued_batches += 1;
+                return;
+            }
+            Move::Lost(reason) => {
+                account.produced += items;
+                account.dropped[reason as usize] += items;
+                return;
+            }
+            Move::Retried => {
+                account.retried += items;
+                return;
+            }
+            Move::Dropped(reason) => account.dropped[reason as usize] += items,
+            Move::Sent { rejected } => {
+                let rejected = rejected.min(items);
+                account.sent += items - rejected;
+                account.dropped[Dropped::Rejected as usize] += rejected;
+                account.last_success = Some(Instant::now());
+                account.last_success_time = Some(clock::now());
+                account.last_error = None;
+            }
+        }
+        account.queued -= items;
+        account.queued_bytes -= bytes;
+        account.queued_batches -= 1;
     }
 
-    /// These points are lost.
-    pub(crate) fn dropped(&self, reason: Dropped, points: u64) {
-        *self.facts().dropped.entry(reason).or_default() += points;
-    }
-
-    /// These points wait for another attempt.
-    pub(crate) fn retried(&self, points: u64) {
-        self.facts().retried += points;
-    }
-
-    /// These points came from a plugin.
-    pub(crate) fn received(&self, points: u64) {
-        self.facts().received += points;
-    }
-
-    /// How the last export that failed ended.
-    pub(crate) fn failed(&self, result: String) {
-        self.facts().last_result = Some(result);
+    /// How the last attempt of `signal` failed.
+    pub(crate) fn failed(&self, signal: Signal, error: String) {
+        self.facts().accounts[signal.index()].last_error = Some(error);
     }
 
     /// A new sample came.
@@ -133,50 +226,82 @@ impl Ledger {
         self.facts().last_sample.map(|at| at.elapsed())
     }
 
-    /// How the last export ended.
-    pub(crate) fn last_result(&self) -> Option<String> {
-        self.facts().last_result.clone()
-    }
-
-    /// The sum of all drops.
-    pub(crate) fn dropped_total(&self) -> u64 {
-        self.facts().dropped.values().sum()
-    }
-
-    /// The counters as metric families, with what the queue holds.
-    pub(crate) fn families(&self, queued_batches: usize, queued_bytes: usize) -> Vec<Family> {
+    /// The accounts as metric families.
+    pub(crate) fn families(&self) -> Vec<Family> {
         let facts = self.facts();
-        let one = |value: u64| vec![Point::bare(value as f64)];
-        let dropped = Dropped::ALL.iter().map(|reason| {
-            let points = facts.dropped.get(reason).copied().unwrap_or_default();
-            Point::labelled([("reason", reason.label())], points as f64)
-        });
-        let age = facts.last_success.map(|at| Point::bare(at.elapsed().as_secs_f64()));
-        let counter =
-            |name: &str, help, points| Family::counter(&format!("{SELF_PREFIX}{name}"), help, points);
-        let gauge = |name: &str, help, points| Family::gauge(&format!("{SELF_PREFIX}{name}"), help, points);
-        vec![
-            counter("points_sent_total", "Data points that the collector accepted", one(facts.sent)),
-            counter("points_received_total", "Data points that plugins sent as OTLP", one(facts.received)),
-            counter("points_retried_total", "Data points sent once more", one(facts.retried)),
-            counter("points_dropped_total", "Data points that never arrived, by reason", dropped.collect()),
-            gauge("queue_batches", "Batches that wait for the collector", one(queued_batches as u64)),
-            gauge("queue_bytes", "Their compressed size", one(queued_bytes as u64)),
-            gauge(
-                "last_success_age_seconds",
-                "Time since the collector last accepted",
-                age.into_iter().collect(),
-            ),
-            gauge(
-                "config_unsupported",
-                "Configured scrape jobs that are not run",
-                one(facts.unsupported_jobs as u64),
-            ),
-        ]
+        let mut families = Vec::new();
+        for signal in Signal::ALL {
+            families.extend(counters(signal, &facts.accounts[signal.index()]));
+        }
+        let by_signal = |value: &dyn Fn(&Account) -> Option<f64>| {
+            let points = Signal::ALL.iter().filter_map(|signal| {
+                let value = value(&facts.accounts[signal.index()])?;
+                Some(Point::labelled([("signal", signal.name())], value))
+            });
+            points.collect::<Vec<_>>()
+        };
+        families.push(gauge(
+            "queue_batches",
+            "Batches that wait for the collector",
+            by_signal(&|account| Some(account.queued_batches as f64)),
+        ));
+        families.push(gauge(
+            "queue_bytes",
+            "Compressed size of the batches that wait for the collector",
+            by_signal(&|account| Some(account.queued_bytes as f64)),
+        ));
+        families.push(gauge(
+            "last_success_age_seconds",
+            "Time since the collector last accepted a batch",
+            by_signal(&|account| account.last_success.map(|at| at.elapsed().as_secs_f64())),
+        ));
+        let unsupported = vec![Point::bare(facts.unsupported_jobs as f64)];
+        families.push(gauge("config_unsupported", "Configured scrape jobs that are not run", unsupported));
+        families
     }
 
     fn facts(&self) -> MutexGuard<'_, Facts> {
         // Plain numbers: a panic elsewhere cannot leave them half changed.
         self.facts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The families of one signal.
+fn counters(signal: Signal, account: &Account) -> Vec<Family> {
+    let counter = |name: &str, does: &str, points| {
+        let name = format!("{SELF_PREFIX}{}_{name}_total", signal.items());
+        Family::counter(&name, &format!("{} {does}", signal.items_text()), points)
+    };
+    let one = |value: u64| vec![Point::bare(value as f64)];
+    let dropped = Dropped::ALL
+        .iter()
+        .map(|reason| Point::labelled([("reason", reason.label())], account.dropped(*reason) as f64));
+    vec![
+        counter("produced", "that were to be exported", one(account.produced)),
+        counter("received", "that apps sent as OTLP", one(account.received)),
+        counter("sent", "that the collector accepted", one(account.sent)),
+        counter("retried", "that were sent once more", one(account.retried)),
+        counter("dropped", "that never arrived, by reason", dropped.collect()),
+        gauge(
+            &format!("{}_queued", signal.items()),
+            &format!("{} that wait for the collector", signal.items_text()),
+            one(account.queued),
+        ),
+    ]
+}
+
+fn gauge(name: &str, help: &str, points: Vec<Point>) -> Family {
+    Family::gauge(&format!("{SELF_PREFIX}{name}"), help, points)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_reason_stands_at_its_index() {
+        for (index, reason) in Dropped::ALL.into_iter().enumerate() {
+            assert_eq!(reason as usize, index);
+        }
     }
 }

@@ -31,6 +31,7 @@ mod receiver;
 mod retry;
 mod sender;
 mod service;
+mod signal;
 mod source;
 
 #[cfg(test)]

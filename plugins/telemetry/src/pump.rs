@@ -4,6 +4,7 @@
 use std::{future::Future, sync::Arc, time::Duration};
 
 use enclave_protocol::metrics::{Family, Sample};
+use prost::Message as _;
 use tokio::{
     sync::watch,
     time::{Instant, sleep_until, timeout},
@@ -14,10 +15,11 @@ use crate::{
     identity::Identity,
     ledger::{Dropped, Ledger, SELF_PREFIX},
     otlp::{self, Export, Times},
-    outbox::{Batch, Outbox},
+    outbox::{Batch, Outbox, SUPERVISOR},
     pipeline::Pipeline,
     retry,
     sender::chain,
+    signal::Signal,
     source::Source,
 };
 
@@ -33,8 +35,7 @@ pub(crate) struct Pump {
     source: Source,
     interval: Duration,
     ledger: Arc<Ledger>,
-    /// None without `EXPORTER_URL`: then points are counted as dropped.
-    outbox: Option<Arc<Outbox>>,
+    outbox: Arc<Outbox>,
     identity: watch::Sender<Option<Identity>>,
     pipeline: Option<Pipeline>,
     latest: Option<Latest>,
@@ -54,7 +55,7 @@ impl Pump {
         source: Source,
         interval: Duration,
         ledger: Arc<Ledger>,
-        outbox: Option<Arc<Outbox>>,
+        outbox: Arc<Outbox>,
         identity: watch::Sender<Option<Identity>>,
     ) -> Self {
         let (pipeline, latest, last_export) = (None, None, None);
@@ -119,8 +120,7 @@ impl Pump {
 
     /// What is known now: the newest sample unless it is stale, and our own counters.
     fn families(&self) -> Vec<Family> {
-        let (batches, bytes) = self.outbox.as_ref().map_or((0, 0), |outbox| outbox.depth());
-        let mut families = self.ledger.families(batches, bytes);
+        let mut families = self.ledger.families();
         let fresh = self.latest.as_ref().filter(|l| l.seen.elapsed() <= self.interval * STALE_INTERVALS);
         if let Some(latest) = fresh {
             families.extend(latest.sample.families.iter().cloned());
@@ -151,7 +151,7 @@ impl Pump {
         };
         let (mut export, surplus) = self.pipeline.insert(pipeline).export(families).await?;
         if surplus > 0 {
-            self.ledger.dropped(Dropped::TooManySeries, surplus);
+            self.ledger.lost(Signal::Metrics, Dropped::TooManySeries, surplus);
         }
         let now = clock::now();
         let sample = self.latest.as_ref().map(|latest| &latest.sample);
@@ -165,10 +165,7 @@ impl Pump {
     }
 
     fn queue(&self, export: &Export) {
-        match &self.outbox {
-            Some(outbox) => outbox.push(Batch::new(export)),
-            None => self.ledger.dropped(Dropped::NoExporter, otlp::count(export)),
-        }
+        self.outbox.push(Batch::new(export.encode_to_vec(), otlp::count(export)).in_stream(SUPERVISOR));
     }
 
     /// The last sample, then the marker that nothing will follow.

@@ -22,7 +22,8 @@ use crate::{
     intake::{self, BODY_BYTES_MAX, IntakeError},
     ledger::Ledger,
     otlp,
-    outbox::{Batch, Full as OutboxFull, Outbox},
+    outbox::{Batch, Outboxes, Refusal},
+    signal::Signal,
 };
 
 /// Open connections; more wait in the listener's backlog.
@@ -38,10 +39,13 @@ const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 /// When a client refused for lack of room should come again.
 const RETRY_AFTER_SECONDS: &str = "5";
 
+/// The answer when nothing that is received could go on.
+const NO_EXPORTER: &str = "EXPORTER_URL is not set, nothing can be sent\n";
+
 /// What the receiver answers from.
 pub(crate) struct Receiver {
-    /// Where batches go; none without `EXPORTER_URL`.
-    pub(crate) outbox: Option<Arc<Outbox>>,
+    /// Where batches go.
+    pub(crate) outboxes: Outboxes,
     /// The counters.
     pub(crate) ledger: Arc<Ledger>,
     /// Whose enclave this is, once a sample told.
@@ -56,12 +60,12 @@ type Answer = Response<Full<Bytes>>;
 impl Receiver {
     /// A receiver with nothing in hand.
     pub(crate) fn new(
-        outbox: Option<Arc<Outbox>>,
+        outboxes: Outboxes,
         ledger: Arc<Ledger>,
         identity: watch::Receiver<Option<Identity>>,
         sample_age_max: Duration,
     ) -> Self {
-        Self { outbox, ledger, identity, sample_age_max, bodies: Semaphore::new(BODIES_MAX) }
+        Self { outboxes, ledger, identity, sample_age_max, bodies: Semaphore::new(BODIES_MAX) }
     }
 
     /// Serves until `stop`; open connections are closed then.
@@ -121,25 +125,27 @@ impl Receiver {
     fn health(&self) -> Answer {
         let age = self.ledger.sample_age();
         let is_fresh = age.is_some_and(|age| age <= self.sample_age_max);
-        let (queued, _) = self.outbox.as_ref().map_or((0, 0), |outbox| outbox.depth());
-        let exporter =
-            if self.outbox.is_some() { "configured" } else { "EXPORTER_URL is not set, nothing is sent" };
+        let account = self.ledger.account(Signal::Metrics);
+        let has_exporter = self.outboxes.of(Signal::Metrics).has_exporter();
+        let exporter = if has_exporter { "configured" } else { "EXPORTER_URL is not set, nothing is sent" };
+        let sent = account.last_success.map(|_| "ok".to_owned());
         let body = serde_json::json!({
             "status": if is_fresh { "ok" } else { "no fresh sample from the supervisor" },
             "sampleAgeSeconds": age.map(|age| age.as_secs_f64()),
             "exporter": exporter,
-            "lastExport": self.ledger.last_result(),
-            "queueBatches": queued,
-            "pointsDropped": self.ledger.dropped_total(),
+            "lastExport": account.last_error.clone().or(sent),
+            "queueBatches": account.queued_batches,
+            "pointsDropped": account.dropped_total(),
         });
         let status = if is_fresh { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
         answer(status, "application/json", format!("{body}\n").into())
     }
 
     async fn receive(&self, request: Request<Incoming>) -> Answer {
-        let Some(outbox) = &self.outbox else {
-            return text(StatusCode::SERVICE_UNAVAILABLE, "EXPORTER_URL is not set, nothing can be sent\n");
-        };
+        let outbox = self.outboxes.of(Signal::Metrics);
+        if !outbox.has_exporter() {
+            return text(StatusCode::SERVICE_UNAVAILABLE, NO_EXPORTER);
+        }
         let is_gzip = match form(request.headers()) {
             Ok(is_gzip) => is_gzip,
             Err(refusal) => return text(StatusCode::UNSUPPORTED_MEDIA_TYPE, refusal),
@@ -167,15 +173,19 @@ impl Receiver {
             Err(error) => return refused(&error),
         };
         otlp::identify(&mut export, &identity);
-        let batch = Batch::new(&export);
-        let points = batch.points;
-        match outbox.offer(batch) {
+        match outbox.offer(Batch::new(export.encode_to_vec(), otlp::count(&export))) {
             Ok(()) => {
-                self.ledger.received(points);
                 let body = ExportMetricsServiceResponse::default().encode_to_vec();
                 answer(StatusCode::OK, "application/x-protobuf", body.into())
             }
-            Err(OutboxFull) => later(StatusCode::TOO_MANY_REQUESTS, "the queue to the collector is full\n"),
+            Err(Refusal::Full) => {
+                later(StatusCode::TOO_MANY_REQUESTS, "the queue to the collector is full\n")
+            }
+            Err(Refusal::TooLarge) => {
+                text(StatusCode::PAYLOAD_TOO_LARGE, "the batch is larger than the queue to the collector\n")
+            }
+            Err(Refusal::NoExporter) => text(StatusCode::SERVICE_UNAVAILABLE, NO_EXPORTER),
+            Err(Refusal::Closed) => later(StatusCode::SERVICE_UNAVAILABLE, "telemetry is stopping\n"),
         }
     }
 }
@@ -228,11 +238,11 @@ mod tests {
     use crate::{
         fake::{gauge_export, sample},
         link::Link,
-        outbox::APP_BATCHES_MAX,
+        outbox::{APP_BATCHES_MAX, Outbox},
     };
 
     struct Rig {
-        outbox: Arc<Outbox>,
+        outboxes: Outboxes,
         ledger: Arc<Ledger>,
         identity: watch::Sender<Option<Identity>>,
         link: Link,
@@ -241,15 +251,17 @@ mod tests {
 
     async fn rig(with_exporter: bool) -> Rig {
         let ledger = Arc::new(Ledger::new());
-        let outbox = Arc::new(Outbox::new(Arc::clone(&ledger)));
+        let outboxes = Outboxes::new(|signal| {
+            let ledger = Arc::clone(&ledger);
+            if with_exporter { Outbox::new(signal, ledger) } else { Outbox::without_exporter(signal, ledger) }
+        });
         let (identity, told) = watch::channel(Identity::of(&sample(1)));
-        let given = with_exporter.then(|| Arc::clone(&outbox));
-        let receiver = Receiver::new(given, Arc::clone(&ledger), told, Duration::from_secs(30));
+        let receiver = Receiver::new(outboxes.clone(), Arc::clone(&ledger), told, Duration::from_secs(30));
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let stream = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
         let mut tasks = JoinSet::new();
         tasks.spawn(receiver.run(listener, std::future::pending()));
-        Rig { outbox, ledger, identity, link: Link::open(stream).await.unwrap(), _tasks: tasks }
+        Rig { outboxes, ledger, identity, link: Link::open(stream).await.unwrap(), _tasks: tasks }
     }
 
     impl Rig {
@@ -275,6 +287,10 @@ mod tests {
         }
     }
 
+    fn gzip(export: &otlp::Export) -> Vec<u8> {
+        Batch::new(export.encode_to_vec(), 1).body().to_vec()
+    }
+
     const PROTOBUF: (&str, &str) = ("content-type", "application/x-protobuf");
     const GZIP: (&str, &str) = ("content-encoding", "gzip");
 
@@ -283,10 +299,11 @@ mod tests {
         let mut rig = rig(true).await;
         let export = gauge_export("app_queue", 3.0);
         assert_eq!(rig.post(&[PROTOBUF], export.encode_to_vec()).await.0, 200);
-        assert_eq!(rig.post(&[PROTOBUF, GZIP], Batch::new(&export).body.to_vec()).await.0, 200);
+        assert_eq!(rig.post(&[PROTOBUF, GZIP], gzip(&export)).await.0, 200);
         for _ in 0..2 {
-            let batch = rig.outbox.next().await.unwrap();
-            let shown = otlp::show(&intake::read(&batch.body, true).unwrap());
+            let parcel = rig.outboxes.of(Signal::Metrics).next().await.unwrap();
+            let shown = otlp::show(&intake::read(&parcel.body(), true).unwrap());
+            parcel.sent(0);
             assert!(shown.contains("app_queue gauge"), "{shown}");
             assert!(
                 shown.contains("{namespace=default,ned_name=hello,oblv_deployment_name=hello}"),
@@ -312,7 +329,7 @@ mod tests {
         rig.identity.send_replace(None);
         let (status, text) = rig.post(&[PROTOBUF], good).await;
         assert_eq!((status, text.ends_with("(retry)")), (503, true));
-        assert_eq!(rig.outbox.depth(), (0, 0));
+        assert_eq!(rig.ledger.account(Signal::Metrics).produced, 0);
     }
 
     #[tokio::test]
@@ -325,7 +342,8 @@ mod tests {
     async fn a_full_queue_is_429_with_retry_after() {
         let mut rig = rig(true).await;
         for _ in 0..APP_BATCHES_MAX {
-            rig.outbox.offer(Batch::new(&gauge_export("g", 1.0))).unwrap();
+            let batch = Batch::new(gauge_export("g", 1.0).encode_to_vec(), 1);
+            rig.outboxes.of(Signal::Metrics).offer(batch).unwrap();
         }
         let (status, text) = rig.post(&[PROTOBUF], gauge_export("g", 1.0).encode_to_vec()).await;
         assert_eq!((status, text.ends_with("(retry)")), (429, true));

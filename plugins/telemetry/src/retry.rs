@@ -5,14 +5,38 @@ use std::time::{Duration, UNIX_EPOCH};
 use enclave_protocol::timestamp::Timestamp;
 use hyper::StatusCode;
 
-/// First pause after a failure.
-const BACKOFF_INITIAL: Duration = Duration::from_secs(1);
-/// Longest pause that we choose ourselves.
-const BACKOFF_MAX: Duration = Duration::from_mins(1);
+/// Default of the OTLP specification, for connecting, sending and reading the answer together.
+pub(crate) const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(10);
+/// First pause after a status that may be tried again.
+const STATUS_INITIAL: Duration = Duration::from_secs(1);
+/// Longest such pause that we choose ourselves: the collector is there and has asked for less.
+const STATUS_MAX: Duration = Duration::from_mins(1);
+/// First pause when nobody answers.
+const UNREACHABLE_INITIAL: Duration = Duration::from_millis(250);
+/// Longest such pause: within five seconds of the way's return the next export arrives. A connection that fails
+/// costs the collector nothing, so that waiting longer would spare nobody.
+const UNREACHABLE_MAX: Duration = Duration::from_secs(4);
 /// Longest pause that a collector may ask for; more would be silence by request.
 const RETRY_AFTER_MAX: Duration = Duration::from_mins(5);
-/// How often one batch is tried; with the pauses above about five minutes, Prometheus' look-back.
-pub(crate) const ATTEMPTS_MAX: u32 = 10;
+/// For how long the collector may put off one batch: Prometheus' look-back.
+pub(crate) const PUT_OFF_MAX: Duration = Duration::from_mins(5);
+
+/// How long an attempt and the pauses between attempts may take.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Pace {
+    /// One attempt.
+    pub(crate) attempt_timeout: Duration,
+    /// The pause after so many statuses that may be tried again, for a random number in 0.0–1.0.
+    pub(crate) status: fn(u32, f64) -> Duration,
+    /// The pause after so many attempts without an answer.
+    pub(crate) unreachable: fn(u32, f64) -> Duration,
+}
+
+impl Default for Pace {
+    fn default() -> Self {
+        Self { attempt_timeout: ATTEMPT_TIMEOUT, status: after_status, unreachable: after_silence }
+    }
+}
 
 /// What a status says about the batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,10 +71,15 @@ pub(crate) fn retry_after(value: &str, now: Timestamp) -> Option<Duration> {
     Some(wait.min(RETRY_AFTER_MAX))
 }
 
-/// The pause after the `failures`-th failure in a row: doubling, and spread by `chance` in 0.0–1.0 over its
+/// The pause after the `failures`-th such status in a row: doubling, and spread by `chance` in 0.0–1.0 over its
 /// upper half.
-pub(crate) fn backoff(failures: u32, chance: f64) -> Duration {
-    doubled(BACKOFF_INITIAL, BACKOFF_MAX, failures, chance)
+fn after_status(failures: u32, chance: f64) -> Duration {
+    doubled(STATUS_INITIAL, STATUS_MAX, failures, chance)
+}
+
+/// The pause after the `failures`-th attempt in a row that nobody answered.
+fn after_silence(failures: u32, chance: f64) -> Duration {
+    doubled(UNREACHABLE_INITIAL, UNREACHABLE_MAX, failures, chance)
 }
 
 /// `initial` doubled per failure after the first, at most `max`, times 0.5–1.0.
@@ -101,9 +130,11 @@ mod tests {
 
     #[test]
     fn backoff_doubles_up_to_its_bound_and_keeps_at_least_half() {
-        let millis = |failures, chance| backoff(failures, chance).as_millis();
+        let millis = |failures, chance| after_status(failures, chance).as_millis();
         assert_eq!([1, 2, 3, 6, 7, 99].map(|n| millis(n, 1.0)), [1000, 2000, 4000, 32_000, 60_000, 60_000]);
         assert_eq!([1, 2, 3, 6, 7, 99].map(|n| millis(n, 0.0)), [500, 1000, 2000, 16_000, 30_000, 30_000]);
+        let millis = |failures, chance| after_silence(failures, chance).as_millis();
+        assert_eq!([1, 2, 3, 5, 99].map(|n| millis(n, 1.0)), [250, 500, 1000, 4000, 4000]);
     }
 
     #[test]

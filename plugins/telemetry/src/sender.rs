@@ -1,4 +1,4 @@
-//! The one task that talks to the collector: takes batches from the outbox, delivers or drops them, counts.
+//! The one task that sends a signal to the collector: takes batches from its outbox, delivers or gives up.
 
 use std::{error::Error, sync::Arc, time::Duration};
 
@@ -7,53 +7,33 @@ use http_body_util::Full;
 use hyper::{Request, StatusCode, header};
 use opentelemetry_proto::tonic::collector::metrics::v1::ExportMetricsServiceResponse;
 use prost::Message as _;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, timeout};
 
 use crate::{
     clock,
     endpoint::Endpoint,
-    ledger::{Dropped, Ledger},
+    ledger::Ledger,
     link::Link,
-    outbox::{Batch, Outbox},
+    outbox::{Outbox, Parcel, Setback},
     retry::{self, Verdict},
 };
 
-/// Default of the OTLP specification, for connecting, sending and reading the answer together.
-const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Bound that the OTLP specification recommends for a response.
 const RESPONSE_BYTES_MAX: usize = 4 << 20;
-/// Pause between attempts while flushing: the whole flush takes a few seconds at most.
-const FLUSH_PAUSE: Duration = Duration::from_millis(200);
 /// Shortest time between two log records.
 const LOG_PAUSE: Duration = Duration::from_secs(10);
 /// Longest part of the collector's own words that is logged.
 const MESSAGE_CHARS_MAX: usize = 200;
 
-/// How long an attempt and the pause after it may take.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Pace {
-    /// One attempt.
-    pub(crate) attempt_timeout: Duration,
-    /// The pause after so many failures, for a random number in 0.0–1.0.
-    pub(crate) backoff: fn(u32, f64) -> Duration,
-}
-
-impl Default for Pace {
-    fn default() -> Self {
-        Self { attempt_timeout: ATTEMPT_TIMEOUT, backoff: retry::backoff }
-    }
-}
-
 /// Delivers batches until the outbox is closed and empty.
 pub(crate) struct Sender {
     endpoint: Endpoint,
+    path: String,
     outbox: Arc<Outbox>,
     ledger: Arc<Ledger>,
-    pace: Pace,
+    attempt_timeout: Duration,
     link: Option<Link>,
-    /// Failures in a row, over batches: it is the collector that is down.
-    failures: u32,
-    /// What was logged last, so that only changes are.
+    /// The state that was logged last, so that only changes are.
     logged: Option<String>,
     logged_at: Option<Instant>,
 }
@@ -61,80 +41,83 @@ pub(crate) struct Sender {
 /// How an attempt ended.
 #[derive(Debug, PartialEq, Eq)]
 enum Outcome {
-    /// Delivered, but for so many points.
+    /// Delivered, but for so many items.
     Accepted { rejected: u64, message: String },
-    /// May be tried again, after this time if the collector named one.
-    Retry { why: String, after: Option<Duration> },
+    /// May be tried again.
+    Retry { why: String, setback: Setback },
     /// Must not be tried again.
     Refused { why: String },
 }
 
 impl Sender {
     /// A sender that has not connected yet.
-    pub(crate) fn new(endpoint: Endpoint, outbox: Arc<Outbox>, ledger: Arc<Ledger>, pace: Pace) -> Self {
-        Self { endpoint, outbox, ledger, pace, link: None, failures: 0, logged: None, logged_at: None }
+    pub(crate) fn new(
+        endpoint: Endpoint,
+        outbox: Arc<Outbox>,
+        ledger: Arc<Ledger>,
+        attempt_timeout: Duration,
+    ) -> Self {
+        let path = endpoint.path(outbox.signal());
+        Self { endpoint, path, outbox, ledger, attempt_timeout, link: None, logged: None, logged_at: None }
     }
 
     /// Runs until the outbox is closed and empty.
     pub(crate) async fn run(mut self) {
-        while let Some(batch) = self.outbox.next().await {
-            self.deliver(batch).await;
+        let outbox = Arc::clone(&self.outbox);
+        while let Some(parcel) = outbox.next().await {
+            self.deliver(parcel).await;
         }
     }
 
     /// Tries once; a batch that may be tried again goes back into the outbox.
-    async fn deliver(&mut self, mut batch: Batch) {
-        batch.attempts += 1;
-        match self.attempt(&batch).await {
-            Outcome::Accepted { rejected, message } => self.accepted(&batch, rejected, &message),
+    async fn deliver(&mut self, parcel: Parcel<'_>) {
+        match self.attempt(parcel.body()).await {
+            Outcome::Accepted { rejected, message } => {
+                let rejected = rejected.min(parcel.items());
+                parcel.sent(rejected);
+                self.accepted(rejected, &message);
+            }
             Outcome::Refused { why } => {
-                self.failures = 0;
-                self.ledger.dropped(Dropped::Refused, batch.points);
-                self.report(why, "the collector refused metrics, they are dropped");
+                parcel.refused();
+                self.report(why, "the collector refused a batch, it is dropped");
             }
-            Outcome::Retry { why, after } => {
-                self.failures = self.failures.saturating_add(1);
-                self.report(why, "the collector does not take metrics, retrying");
-                // After the last attempt too: the pause is owed to the collector, not to the batch.
-                self.pause(after.unwrap_or_else(|| (self.pace.backoff)(self.failures, retry::chance())))
-                    .await;
-                if batch.attempts < retry::ATTEMPTS_MAX {
-                    self.ledger.retried(batch.points);
-                    self.outbox.put_back(batch);
-                } else {
-                    self.ledger.dropped(Dropped::RetriesExhausted, batch.points);
-                }
+            Outcome::Retry { why, setback } => {
+                parcel.retry(setback);
+                self.report(why, "the collector does not take data, retrying");
             }
         }
     }
 
-    /// Waits; a flush does not wait as long.
-    async fn pause(&self, wait: Duration) {
-        tokio::select! {
-            () = sleep(wait) => {}
-            () = self.outbox.closed() => sleep(wait.min(FLUSH_PAUSE)).await,
+    fn accepted(&mut self, rejected: u64, message: &str) {
+        let signal = self.outbox.signal();
+        if rejected > 0 {
+            return self.report(
+                format!("partial success, {rejected} {} rejected: {message}", signal.items()),
+                "the collector rejected a part of a batch",
+            );
         }
-    }
-
-    fn accepted(&mut self, batch: &Batch, rejected: u64, message: &str) {
-        self.failures = 0;
-        let rejected = rejected.min(batch.points);
-        self.ledger.sent(batch.points - rejected);
-        if rejected > 0 || !message.is_empty() {
-            self.ledger.dropped(Dropped::Rejected, rejected);
-            return self.report(format!("partial success: {message}"), "the collector rejected data points");
+        if !message.is_empty() {
+            // The specification's way to warn: everything was taken.
+            return self.log(format!("warning: {message}"), "the collector took a batch with a warning");
         }
         if self.logged.is_some() && self.may_log() {
             self.logged = None;
-            tracing::info!(collector = self.endpoint.authority, "the collector takes metrics again");
+            let collector = &self.endpoint.authority;
+            tracing::info!(collector, signal = signal.name(), "the collector takes data again");
         }
     }
 
-    /// Logs a state once, until it changes.
+    /// Keeps a failure for the report.
     fn report(&mut self, why: String, what: &str) {
-        self.ledger.failed(why.clone());
+        self.ledger.failed(self.outbox.signal(), why.clone());
+        self.log(why, what);
+    }
+
+    /// Logs a state once, until it changes.
+    fn log(&mut self, why: String, what: &str) {
         if self.logged.as_ref() != Some(&why) && self.may_log() {
-            tracing::warn!(collector = self.endpoint.authority, why, "{what}");
+            let signal = self.outbox.signal().name();
+            tracing::warn!(collector = self.endpoint.authority, signal, why, "{what}");
             self.logged = Some(why);
         }
     }
@@ -149,26 +132,30 @@ impl Sender {
         may
     }
 
-    async fn attempt(&mut self, batch: &Batch) -> Outcome {
-        let limit = self.pace.attempt_timeout;
-        match timeout(limit, self.exchange(batch)).await {
+    async fn attempt(&mut self, body: Bytes) -> Outcome {
+        let limit = self.attempt_timeout;
+        match timeout(limit, self.exchange(body)).await {
             Ok(outcome) => outcome,
-            Err(_) => Outcome::Retry { why: format!("no answer within {limit:?}"), after: None },
+            Err(_) => {
+                Outcome::Retry { why: format!("no answer within {limit:?}"), setback: Setback::NoAnswer }
+            }
         }
     }
 
-    async fn exchange(&mut self, batch: &Batch) -> Outcome {
+    async fn exchange(&mut self, body: Bytes) -> Outcome {
         // Taken out, so that a cancelled or failed exchange drops the link.
         let mut link = match self.link.take().filter(Link::is_open) {
             Some(link) => link,
             None => match self.endpoint.dial().await {
                 Ok(link) => link,
-                Err(error) => return Outcome::Retry { why: chain(&error), after: None },
+                Err(error) => {
+                    return Outcome::Retry { why: chain(&error), setback: Setback::Unreachable };
+                }
             },
         };
-        let (head, body) = match link.ask(self.request(batch), RESPONSE_BYTES_MAX).await {
+        let (head, body) = match link.ask(self.request(body), RESPONSE_BYTES_MAX).await {
             Ok(answer) => answer,
-            Err(error) => return Outcome::Retry { why: chain(&error), after: None },
+            Err(error) => return Outcome::Retry { why: chain(&error), setback: Setback::NoAnswer },
         };
         if body.is_ok() {
             self.link = Some(link);
@@ -179,18 +166,18 @@ impl Sender {
             Verdict::Retry => {
                 let named = head.headers.get(header::RETRY_AFTER).and_then(|value| value.to_str().ok());
                 let after = named.and_then(|value| retry::retry_after(value, clock::now()));
-                Outcome::Retry { why: format!("status {}", head.status), after }
+                Outcome::Retry { why: format!("status {}", head.status), setback: Setback::Status(after) }
             }
         }
     }
 
-    fn request(&self, batch: &Batch) -> Request<Full<Bytes>> {
-        Request::post(self.endpoint.path.as_str())
+    fn request(&self, body: Bytes) -> Request<Full<Bytes>> {
+        Request::post(self.path.as_str())
             .header(header::HOST, self.endpoint.authority.as_str())
             .header(header::CONTENT_TYPE, "application/x-protobuf")
             .header(header::CONTENT_ENCODING, "gzip")
             .header(header::USER_AGENT, concat!("enclave-telemetry/", env!("CARGO_PKG_VERSION")))
-            .body(Full::new(batch.body.clone()))
+            .body(Full::new(body))
             .expect("invariant: path and authority come from a parsed URI")
     }
 }
@@ -236,11 +223,17 @@ mod tests {
     use super::*;
     use crate::{
         fake::{Answer, Collector, gauge_export},
-        outbox::OWN_BATCHES_MAX,
+        ledger::{Account, Dropped},
+        outbox::{Batch, OWN_BATCHES_MAX, SUPERVISOR},
+        retry::Pace,
+        signal::Signal,
     };
 
-    const QUICK: Pace =
-        Pace { attempt_timeout: Duration::from_secs(5), backoff: |_, _| Duration::from_millis(1) };
+    const QUICK: Pace = Pace {
+        attempt_timeout: Duration::from_secs(5),
+        status: |_, _| Duration::from_millis(1),
+        unreachable: |_, _| Duration::from_millis(1),
+    };
 
     struct Rig {
         outbox: Arc<Outbox>,
@@ -250,36 +243,39 @@ mod tests {
 
     fn rig(url: &str, pace: Pace) -> Rig {
         let ledger = Arc::new(Ledger::new());
-        let outbox = Arc::new(Outbox::new(Arc::clone(&ledger)));
+        let outbox = Arc::new(Outbox::paced(Signal::Metrics, Arc::clone(&ledger), pace));
         let endpoint = Endpoint::parse(url, PathBuf::from("/etc/hosts"), None).unwrap();
-        let sender = Sender::new(endpoint, Arc::clone(&outbox), Arc::clone(&ledger), pace);
+        let sender = Sender::new(endpoint, Arc::clone(&outbox), Arc::clone(&ledger), pace.attempt_timeout);
         let mut tasks = JoinSet::new();
         tasks.spawn(sender.run());
         Rig { outbox, ledger, tasks }
     }
 
+    fn batch(name: &str, value: f64) -> Batch {
+        Batch::new(gauge_export(name, value).encode_to_vec(), 1)
+    }
+
     impl Rig {
         fn push(&self, value: f64) {
-            self.outbox.push(Batch::new(&gauge_export("g", value)));
+            self.outbox.push(batch("g", value).in_stream(SUPERVISOR));
+        }
+
+        fn account(&self) -> Account {
+            let account = self.ledger.account(Signal::Metrics);
+            assert_eq!(account.produced, account.sent + account.dropped_total() + account.queued);
+            account
         }
 
         async fn finish(mut self) -> String {
             self.outbox.close();
             self.tasks.join_next().await.unwrap().unwrap();
-            let families = self.ledger.families(0, 0);
-            let counted = families
-                .iter()
-                .filter(|f| f.name.contains("points_"))
-                .flat_map(|f| f.points.iter().map(move |p| (f, p)))
-                .filter(|(_, p)| p.value > 0.0)
-                .map(|(f, p)| {
-                    let name =
-                        f.name.trim_start_matches("enclave_telemetry_points_").trim_end_matches("_total");
-                    let reason =
-                        p.labels.get("reason").map(|reason| format!(".{reason}")).unwrap_or_default();
-                    format!("{name}{reason}={}", p.value)
-                });
-            counted.collect::<Vec<_>>().join(" ")
+            let account = self.account();
+            assert_eq!((account.queued, account.queued_bytes, account.queued_batches), (0, 0, 0));
+            let dropped =
+                Dropped::ALL.map(|reason| (format!("dropped.{}", reason.label()), account.dropped(reason)));
+            let counted = [("sent".to_owned(), account.sent), ("retried".to_owned(), account.retried)];
+            let counted = counted.into_iter().chain(dropped).filter(|(_, items)| *items > 0);
+            counted.map(|(name, items)| format!("{name}={items}")).collect::<Vec<_>>().join(" ")
         }
     }
 
@@ -327,7 +323,7 @@ mod tests {
     async fn retry_after_is_honoured_over_our_own_pause() {
         let mut collector = Collector::start().await;
         collector.answer_once(Answer::status(503).header("retry-after", "0"));
-        let never = Pace { backoff: |_, _| Duration::from_hours(1), ..QUICK };
+        let never = Pace { status: |_, _| Duration::from_hours(1), ..QUICK };
         let rig = rig(&collector.url(), never);
         rig.push(1.0);
         collector.next().await;
@@ -350,7 +346,7 @@ mod tests {
         let mut collector = Collector::start().await;
         collector.answer_once(Answer::status(504));
         let rig = rig(&collector.url(), QUICK);
-        rig.outbox.offer(Batch::new(&gauge_export("app", 1.0))).unwrap();
+        rig.outbox.offer(batch("app", 1.0)).unwrap();
         assert_eq!(collector.next().await.export, gauge_export("app", 1.0));
         // Queued while the plugin's batch fails, sent before its second attempt.
         rig.push(1.0);
@@ -392,19 +388,16 @@ mod tests {
         collector.answer_always(Answer::never());
         let pace = Pace { attempt_timeout: Duration::from_millis(5), ..QUICK };
         let rig = rig(&collector.url(), pace);
-        for n in 0..1000 {
+        for n in 0..3000 {
             rig.push(f64::from(n));
-            let (batches, bytes) = rig.outbox.depth();
-            assert!(batches <= OWN_BATCHES_MAX && bytes <= OWN_BATCHES_MAX * 1000);
-        }
-        let lost_to_the_queue = rig.ledger.dropped_total();
-        assert!(lost_to_the_queue >= 1000 - OWN_BATCHES_MAX as u64 - 1);
-        assert_eq!(rig.outbox.undelivered() + rig.ledger.dropped_total(), 1000);
-        // Ten attempts of a few milliseconds each, then the batch in hand is given up as well.
-        while rig.ledger.dropped_total() == lost_to_the_queue {
+            let account = rig.account();
+            assert!(account.queued_batches <= OWN_BATCHES_MAX as u64 + 1);
+            assert!(account.queued_bytes <= OWN_BATCHES_MAX as u64 * 1000);
             tokio::task::yield_now().await;
         }
-        assert_eq!(rig.outbox.undelivered() + rig.ledger.dropped_total(), 1000);
+        let account = rig.account();
+        assert_eq!(account.produced, 3000);
+        assert!(account.dropped(Dropped::QueueFull) >= 3000 - OWN_BATCHES_MAX as u64 - 1);
     }
 
     #[tokio::test]
@@ -413,9 +406,8 @@ mod tests {
         let address = collector.address();
         collector.stop().await;
         let rig = rig(&format!("http://{address}"), QUICK);
-        // So many attempts fail within milliseconds that the batch may be given up; the newest one arrives.
         rig.push(1.0);
-        while rig.ledger.last_result().is_none() {
+        while rig.account().last_error.is_none() {
             tokio::task::yield_now().await;
         }
         collector.listen(address).await;

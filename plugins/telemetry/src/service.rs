@@ -4,7 +4,7 @@ use std::{future::Future, io, net::Ipv4Addr, sync::Arc, time::Duration};
 
 use tokio::{
     net::TcpListener,
-    signal::unix::{Signal, SignalKind, signal},
+    signal::unix::{Signal as UnixSignal, SignalKind, signal},
     sync::watch,
     task::JoinSet,
     time::timeout,
@@ -16,11 +16,13 @@ use crate::{
     endpoint::{Endpoint, UrlError},
     identity::Identity,
     ledger::{Dropped, Ledger},
-    outbox::Outbox,
+    outbox::{Outbox, Outboxes},
     pipeline::Pipeline,
     pump::{Pump, STALE_INTERVALS},
     receiver::Receiver,
-    sender::{Pace, Sender, chain},
+    retry::Pace,
+    sender::{Sender, chain},
+    signal::Signal,
     source::Source,
 };
 
@@ -80,7 +82,7 @@ pub fn serve(options: &Options) -> Result<(), ServeError> {
     result
 }
 
-async fn either(mut terminate: Signal, mut interrupt: Signal) {
+async fn either(mut terminate: UnixSignal, mut interrupt: UnixSignal) {
     tokio::select! {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
@@ -137,18 +139,27 @@ impl Service {
         let (identity, told) = watch::channel(None);
         let (receiver_stop, pump_stop) = (Stop::new(), Stop::new());
         let (mut receiving, mut pumping, mut sending) = (JoinSet::new(), JoinSet::new(), JoinSet::new());
-        let outbox = endpoint.map(|endpoint| {
-            let outbox = Arc::new(Outbox::new(Arc::clone(&ledger)));
-            tracing::info!(collector = endpoint.authority, interval = ?interval, "sending metrics");
-            sending.spawn(Sender::new(endpoint, Arc::clone(&outbox), Arc::clone(&ledger), pace).run());
-            outbox
+        let outboxes = Outboxes::new(|signal| {
+            let ledger = Arc::clone(&ledger);
+            match &endpoint {
+                Some(_) => Outbox::paced(signal, ledger, pace),
+                None => Outbox::without_exporter(signal, ledger),
+            }
         });
+        if let Some(endpoint) = endpoint {
+            tracing::info!(collector = endpoint.authority, interval = ?interval, "sending metrics");
+            for outbox in outboxes.iter() {
+                let (endpoint, outbox, ledger) = (endpoint.clone(), Arc::clone(outbox), Arc::clone(&ledger));
+                sending.spawn(Sender::new(endpoint, outbox, ledger, pace.attempt_timeout).run());
+            }
+        }
         if let Some(listener) = listener {
             let receiver =
-                Receiver::new(outbox.clone(), Arc::clone(&ledger), told, interval * STALE_INTERVALS);
+                Receiver::new(outboxes.clone(), Arc::clone(&ledger), told, interval * STALE_INTERVALS);
             receiving.spawn(receiver.run(listener, receiver_stop.told()));
         }
-        let pump = Pump::new(source, interval, Arc::clone(&ledger), outbox.clone(), identity);
+        let outbox = Arc::clone(outboxes.of(Signal::Metrics));
+        let pump = Pump::new(source, interval, Arc::clone(&ledger), outbox, identity);
         pumping.spawn(pump.run(pump_stop.told()));
 
         tokio::select! {
@@ -162,24 +173,26 @@ impl Service {
         while receiving.join_next().await.is_some() {}
         pump_stop.tell();
         while pumping.join_next().await.is_some() {}
-        if let Some(outbox) = outbox {
-            flush(&outbox, &mut sending, &ledger, flush_timeout).await;
-        }
+        flush(&outboxes, &mut sending, &ledger, flush_timeout).await;
     }
 }
 
-/// Gives the sender its last seconds, then counts what is left.
-async fn flush(outbox: &Outbox, sending: &mut JoinSet<()>, ledger: &Ledger, limit: Duration) {
-    outbox.close();
+/// Gives the senders their last seconds, then counts what is left.
+async fn flush(outboxes: &Outboxes, sending: &mut JoinSet<()>, ledger: &Ledger, limit: Duration) {
+    outboxes.iter().for_each(|outbox| outbox.close());
     let emptied = timeout(limit, async { while sending.join_next().await.is_some() {} }).await;
     if emptied.is_err() {
+        // A batch in a sender's hand is counted as it is dropped.
         sending.shutdown().await;
-        let lost = outbox.undelivered();
-        ledger.dropped(Dropped::Shutdown, lost);
-        tracing::warn!(
-            points = lost,
-            "the collector did not take the last metrics in time, they are dropped"
-        );
+    }
+    for outbox in outboxes.iter() {
+        outbox.discard(Dropped::Shutdown);
+        let signal = outbox.signal();
+        let lost = ledger.account(signal).dropped(Dropped::Shutdown);
+        if lost > 0 {
+            let signal = signal.name();
+            tracing::warn!(signal, lost, "the collector did not take the last data in time, it is dropped");
+        }
     }
 }
 
@@ -295,8 +308,7 @@ mod tests {
         let points: Vec<_> = text.lines().filter(|line| line.starts_with("  {")).collect();
         assert!(points.len() > 10, "{text}");
         for point in points {
-            for label in ["oblv_deployment_name=hello", "ned_name=hello", "namespace=default"]
-            {
+            for label in ["oblv_deployment_name=hello", "ned_name=hello", "namespace=default"] {
                 assert!(point.contains(label), "{point}");
             }
         }
@@ -370,7 +382,7 @@ mod tests {
         let supervisor = Supervisor::start();
         supervisor.show(&sample(1));
         let running = start(&options(&supervisor, Some(" ".to_owned()))).await;
-        while running.ledger.dropped_total() == 0 {
+        while running.ledger.account(Signal::Metrics).dropped(Dropped::NoExporter) == 0 {
             tokio::task::yield_now().await;
         }
         running.stop().await;
@@ -403,10 +415,9 @@ mod tests {
         collector.next().await;
         // Ten seconds, if it waited for the attempt instead.
         timeout(Duration::from_secs(5), running.stop()).await.unwrap();
-        let families = ledger.families(0, 0);
-        let dropped = families.iter().find(|f| f.name.ends_with("points_dropped_total")).unwrap();
-        let shutdown = dropped.points.iter().find(|p| p.labels["reason"] == "shutdown").unwrap();
-        assert!(shutdown.value > 20.0, "both the batch in hand and those that waited");
+        let account = ledger.account(Signal::Metrics);
+        assert_eq!(account.produced, account.dropped(Dropped::Shutdown));
+        assert!(account.produced > 20, "both the batch in hand and those that waited");
     }
 
     #[tokio::test]
