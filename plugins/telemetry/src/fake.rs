@@ -31,11 +31,7 @@ use crate::{intake, link::Io, otlp::Export};
 
 /// What a supervisor says `seconds` after some moment.
 pub(crate) fn sample(seconds: u64) -> Sample {
-    let labels = [
-        (LABEL_DEPLOYMENT, "hello"),
-        (LABEL_NED, "hello"),
-        (LABEL_NAMESPACE, "default"),
-    ];
+    let labels = [(LABEL_DEPLOYMENT, "hello"), (LABEL_NED, "hello"), (LABEL_NAMESPACE, "default")];
     Sample {
         time: Timestamp(seconds * 1_000_000_000),
         started: Timestamp(500_000_000),

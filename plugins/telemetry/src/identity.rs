@@ -26,7 +26,10 @@ pub(crate) struct Identity {
 impl Identity {
     /// The identity that `sample` carries; none without the name that an autoscaler selects on.
     pub(crate) fn of(sample: &Sample) -> Option<Self> {
-        sample.labels.contains_key(LABEL_DEPLOYMENT).then(|| Self { labels: sample.labels.clone(), resource: sample.resource.clone() })
+        sample
+            .labels
+            .contains_key(LABEL_DEPLOYMENT)
+            .then(|| Self { labels: sample.labels.clone(), resource: sample.resource.clone() })
     }
 
     /// The identity of nobody, to try a pipeline with.

@@ -30,6 +30,7 @@ mod pump;
 mod receiver;
 mod retry;
 mod sender;
+mod series;
 mod service;
 mod signal;
 mod source;
