@@ -10,11 +10,12 @@ use enclave_protocol::control::{
     AckRequest, BODY_MAX, BOOT_FAILED, ClockRequest, DrainRequest, MANIFEST_BODY_MAX, ManifestRequest, Phase,
     Problem, REQUEST_SECONDS_MAX, Status,
 };
+use enclave_protocol::metrics::Sample;
 use http_body_util::BodyExt;
 use hyper::{
     Method, Request, Response, StatusCode,
     body::Incoming,
-    header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderValue},
+    header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, ETAG, HeaderValue, IF_NONE_MATCH},
 };
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::{
@@ -182,12 +183,31 @@ fn metrics(request: &Request<Incoming>, board: &Board) -> Response<Reply> {
     let accept = request.headers().get(ACCEPT).and_then(|value| value.to_str().ok()).unwrap_or("");
     let sample = board.sample.borrow().clone();
     if accept.contains("application/json") {
-        return json(&sample.as_deref());
+        return sample_json(request, sample.as_deref());
     }
     let text = sample.map_or_else(String::new, |sample| sample.to_prometheus());
     let mut response = Response::new(Reply::whole(text));
     let kind = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
     response.headers_mut().insert(CONTENT_TYPE, kind);
+    response
+}
+
+/// A sample with its entity tag. The telemetry plugin asks each second, and a sample of many plugins is half a
+/// megabyte.
+fn sample_json(request: &Request<Incoming>, sample: Option<&Sample>) -> Response<Reply> {
+    // The labels come with the manifest, without a new reading.
+    let tag = sample.map(|sample| format!("\"{}-{}\"", sample.time.0, sample.labels.len()));
+    let tag = tag.and_then(|tag| HeaderValue::from_str(&tag).ok());
+    let mut response = if tag.is_some() && request.headers().get(IF_NONE_MATCH) == tag.as_ref() {
+        let mut response = empty();
+        *response.status_mut() = StatusCode::NOT_MODIFIED;
+        response
+    } else {
+        json(&sample)
+    };
+    if let Some(tag) = tag {
+        response.headers_mut().insert(ETAG, tag);
+    }
     response
 }
 

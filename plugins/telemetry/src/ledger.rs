@@ -145,6 +145,7 @@ struct Facts {
     accounts: [Account; Signal::ALL.len()],
     unsupported_jobs: usize,
     last_sample: Option<Instant>,
+    stale_after: Duration,
 }
 
 impl Ledger {
@@ -211,9 +212,16 @@ impl Ledger {
         self.facts().accounts[signal.index()].last_error = Some(error);
     }
 
-    /// A new sample came.
-    pub(crate) fn sampled(&self) {
-        self.facts().last_sample = Some(Instant::now());
+    /// A new sample came; it is stale from this age on.
+    pub(crate) fn sampled(&self, stale_after: Duration) {
+        let mut facts = self.facts();
+        (facts.last_sample, facts.stale_after) = (Some(Instant::now()), stale_after);
+    }
+
+    /// Whether there is a sample that is not stale.
+    pub(crate) fn is_fresh(&self) -> bool {
+        let facts = self.facts();
+        facts.last_sample.is_some_and(|at| at.elapsed() <= facts.stale_after)
     }
 
     /// How many jobs of the configuration are not run.

@@ -13,6 +13,7 @@
 //!
 //! It knows nothing of vsock: the egress path is the enclave's business.
 
+mod cadence;
 mod clock;
 mod config;
 mod endpoint;
@@ -34,6 +35,7 @@ mod series;
 mod service;
 mod signal;
 mod source;
+mod times;
 
 #[cfg(test)]
 mod fake;

@@ -8,10 +8,13 @@ use enclave_protocol::timestamp::Timestamp;
 use opentelemetry_proto::tonic::{
     collector::metrics::v1::ExportMetricsServiceRequest,
     common::v1::{AnyValue, KeyValue, any_value},
-    metrics::v1::{DataPointFlags, Metric, NumberDataPoint, metric::Data},
+    metrics::v1::{Metric, NumberDataPoint, metric::Data},
 };
 
-use crate::identity::{self, Identity};
+use crate::{
+    identity::{self, Identity},
+    times,
+};
 
 /// An OTLP export, decoded.
 pub(crate) type Export = ExportMetricsServiceRequest;
@@ -29,35 +32,15 @@ pub(crate) fn count(export: &Export) -> u64 {
     points.sum::<usize>() as u64
 }
 
-/// The times of one metric's points.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Times {
-    /// When the value began to grow; none is "unknown".
-    pub(crate) start: Option<Timestamp>,
-    /// When it was read.
-    pub(crate) time: Timestamp,
-}
-
-/// Gives our own points their times. The SDK would say when it collected, and that a counter began with this
-/// process.
-pub(crate) fn stamp(export: &mut Export, times: impl Fn(&str) -> Times) {
+/// Gives our own points their time, and sums the start of which `start` knows by the metric's name. The SDK would
+/// say when it collected, and that a counter began with this process.
+pub(crate) fn stamp(export: &mut Export, time: Timestamp, start: impl Fn(&str) -> Timestamp) {
     for metric in metrics_mut(export) {
-        let Times { start, time } = times(&metric.name);
         let is_sum = matches!(metric.data, Some(Data::Sum(_)));
+        let start = if is_sum { times::start(start(&metric.name), time).0 } else { 0 };
         for point in numbers_mut(metric) {
-            point.start_time_unix_nano = start.filter(|_| is_sum).map_or(0, |start| start.0);
-            point.time_unix_nano = time.0;
+            (point.start_time_unix_nano, point.time_unix_nano) = (start, time.0);
         }
-    }
-}
-
-/// Turns our last export into the word that there will be no more: without it a dead enclave's last CPU value
-/// is served for minutes and holds the autoscaler up.
-pub(crate) fn end(export: &mut Export, now: Timestamp) {
-    for point in metrics_mut(export).flat_map(numbers_mut) {
-        point.value = None;
-        point.flags |= DataPointFlags::NoRecordedValueMask as u32;
-        point.time_unix_nano = now.0;
     }
 }
 
@@ -137,6 +120,15 @@ fn attributes_mut(metric: &mut Metric) -> Vec<&mut Vec<KeyValue>> {
         }
         Some(Data::Summary(summary)) => summary.data_points.iter_mut().map(|p| &mut p.attributes).collect(),
     }
+}
+
+/// The times of the points of gauges and sums, for tests.
+#[cfg(test)]
+pub(crate) fn times(export: &Export) -> impl Iterator<Item = u64> {
+    metrics(export).flat_map(|metric| {
+        let mut metric = metric.clone();
+        numbers_mut(&mut metric).iter().map(|point| point.time_unix_nano).collect::<Vec<_>>()
+    })
 }
 
 /// An export as text, for tests: the resource, then one line per point.

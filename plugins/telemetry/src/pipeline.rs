@@ -225,10 +225,7 @@ mod tests {
     };
 
     use super::*;
-    use crate::{
-        fake::sample,
-        otlp::{self, Times},
-    };
+    use crate::{fake::sample, otlp};
 
     async fn exported(families: Vec<Family>) -> (Export, u64) {
         Pipeline::new(Identity::of(&sample(1)).unwrap()).unwrap().export(families).await.unwrap()
@@ -239,7 +236,7 @@ mod tests {
         let mut families = sample(1).families;
         families[1].points.push(Point::labelled([("instance", "spoof"), ("plugin", "b")], 9.0));
         let (mut export, _) = exported(families).await;
-        otlp::stamp(&mut export, |_| Times { start: Some(Timestamp(5)), time: Timestamp(7) });
+        otlp::stamp(&mut export, Timestamp(7), |_| Timestamp(5));
         expect_test::expect![[r#"
             resource namespace=default,ned_name=hello,oblv_deployment_name=hello,service.instance.id=i-1,service.name=hello,service.namespace=default
             scope enclave-telemetry@1

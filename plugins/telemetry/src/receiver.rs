@@ -50,8 +50,6 @@ pub(crate) struct Receiver {
     pub(crate) ledger: Arc<Ledger>,
     /// Whose enclave this is, once a sample told.
     pub(crate) identity: watch::Receiver<Option<Identity>>,
-    /// A sample older than this is a sick supervisor.
-    pub(crate) sample_age_max: Duration,
     bodies: Semaphore,
 }
 
@@ -63,9 +61,8 @@ impl Receiver {
         outboxes: Outboxes,
         ledger: Arc<Ledger>,
         identity: watch::Receiver<Option<Identity>>,
-        sample_age_max: Duration,
     ) -> Self {
-        Self { outboxes, ledger, identity, sample_age_max, bodies: Semaphore::new(BODIES_MAX) }
+        Self { outboxes, ledger, identity, bodies: Semaphore::new(BODIES_MAX) }
     }
 
     /// Serves until `stop`; open connections are closed then.
@@ -124,7 +121,7 @@ impl Receiver {
 
     fn health(&self) -> Answer {
         let age = self.ledger.sample_age();
-        let is_fresh = age.is_some_and(|age| age <= self.sample_age_max);
+        let is_fresh = self.ledger.is_fresh();
         let account = self.ledger.account(Signal::Metrics);
         let has_exporter = self.outboxes.of(Signal::Metrics).has_exporter();
         let exporter = if has_exporter { "configured" } else { "EXPORTER_URL is not set, nothing is sent" };
@@ -256,7 +253,7 @@ mod tests {
             if with_exporter { Outbox::new(signal, ledger) } else { Outbox::without_exporter(signal, ledger) }
         });
         let (identity, told) = watch::channel(Identity::of(&sample(1)));
-        let receiver = Receiver::new(outboxes.clone(), Arc::clone(&ledger), told, Duration::from_secs(30));
+        let receiver = Receiver::new(outboxes.clone(), Arc::clone(&ledger), told);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let stream = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
         let mut tasks = JoinSet::new();
@@ -354,7 +351,7 @@ mod tests {
         let mut rig = rig(true).await;
         let (status, text) = rig.ask("GET", "/healthz", &[], vec![]).await;
         assert_eq!((status, text.contains("no fresh sample")), (503, true));
-        rig.ledger.sampled();
+        rig.ledger.sampled(Duration::from_secs(30));
         let (status, text) = rig.ask("GET", "/healthz", &[], vec![]).await;
         assert_eq!((status, text.contains("\"status\":\"ok\"")), (200, true));
     }

@@ -122,6 +122,7 @@ impl Series {
     }
 
     /// How many points belonged to series for which there was no room: those end without a marker.
+    #[cfg_attr(not(test), expect(dead_code, reason = "the receiver tells of it"))]
     pub(crate) fn untracked(&self) -> u64 {
         self.untracked
     }
@@ -140,7 +141,6 @@ impl Series {
     }
 
     /// The end of the series that `present` does not have, and forgets them.
-    #[cfg_attr(not(test), expect(dead_code, reason = "for senders that always send all their series"))]
     pub(crate) fn end_missing(&mut self, present: &Export, now: Timestamp) -> Export {
         let mut gone = std::mem::take(self);
         self.untracked = gone.untracked;

@@ -18,7 +18,7 @@ use crate::{
     ledger::{Dropped, Ledger},
     outbox::{Outbox, Outboxes},
     pipeline::Pipeline,
-    pump::{Pump, STALE_INTERVALS},
+    pump::Pump,
     receiver::Receiver,
     retry::Pace,
     sender::{Sender, chain},
@@ -154,8 +154,7 @@ impl Service {
             }
         }
         if let Some(listener) = listener {
-            let receiver =
-                Receiver::new(outboxes.clone(), Arc::clone(&ledger), told, interval * STALE_INTERVALS);
+            let receiver = Receiver::new(outboxes.clone(), Arc::clone(&ledger), told);
             receiving.spawn(receiver.run(listener, receiver_stop.told()));
         }
         let outbox = Arc::clone(outboxes.of(Signal::Metrics));
@@ -247,7 +246,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        LogFormat,
+        LogFormat, clock,
         fake::{Answer, Collector, Supervisor, sample},
         otlp,
     };
@@ -298,6 +297,8 @@ mod tests {
     async fn every_point_at_the_collector_carries_the_identity_and_the_samples_time() {
         let (supervisor, mut collector) = (Supervisor::start(), Collector::start().await);
         let mut shown = sample(7);
+        shown.time = clock::now();
+        let time = shown.time.0;
         shown.families[0]
             .points
             .push(Point::labelled([("oblv_deployment_name", "spoof"), ("cpu", "1")], 0.1));
@@ -313,7 +314,7 @@ mod tests {
             }
         }
         assert!(text.contains("exported_oblv_deployment_name=spoof"), "{text}");
-        assert!(text.contains("0..7000000000 flags=0"), "{text}");
+        assert!(text.contains(&format!("0..{time} flags=0")), "{text}");
         assert!(
             text.lines().filter(|line| line.contains("unit=")).all(|line| line.ends_with("unit=\"\"")),
             "{text}"
@@ -325,18 +326,21 @@ mod tests {
         let (supervisor, mut collector) = (Supervisor::start(), Collector::start().await);
         supervisor.show(&sample(1));
         let running = start(&options(&supervisor, Some(collector.url()))).await;
-        collector.next().await;
+        let before = collector.next().await.export;
         running.stop().await;
         let mut rest = collector.rest();
-        let text = otlp::show(&rest.pop().unwrap().export);
+        let last = rest.pop().unwrap().export;
+        let millis = |export| otlp::times(export).map(|nanos| nanos / 1_000_000);
+        assert!(millis(&last).min() > millis(&before).max(), "a time of its own, as receivers count");
+        assert_eq!(otlp::count(&last), otlp::count(&before));
+        let text = otlp::show(&last);
         assert!(text.contains(CPU_USAGE));
         let points: Vec<_> = text.lines().filter(|line| line.starts_with("  {")).collect();
         assert!(
             points.len() > 10 && points.iter().all(|p| p.contains("} None ") && p.ends_with("flags=1")),
             "{text}"
         );
-        let before = otlp::show(&rest.pop().unwrap().export);
-        assert!(before.contains("Some(AsDouble(0.5))") && before.contains("flags=0"), "{before}");
+        assert!(rest.is_empty(), "no last export whose times the marker would repeat");
     }
 
     #[tokio::test]
@@ -346,13 +350,18 @@ mod tests {
         let often = Options { interval: SHORT, ..options(&supervisor, Some(collector.url())) };
         let running = start(&often).await;
         assert!(otlp::show(&collector.next().await.export).contains(CPU_USAGE));
+        // The second one tells the interval.
+        supervisor.show(&sample(2));
+        assert!(otlp::show(&collector.next().await.export).contains(CPU_USAGE));
         // The supervisor still answers, always the same old reading; later it is gone.
-        while otlp::show(&collector.next().await.export).contains(CPU_USAGE) {}
+        let text = otlp::show(&collector.next().await.export);
+        let (_, cpu) = text.split_once(CPU_USAGE).unwrap();
+        assert!(cpu.lines().nth(1).unwrap().ends_with("flags=1"), "a stale series ends: {text}");
         supervisor.stop().await;
         let text = otlp::show(&collector.next().await.export);
         assert!(text.contains("enclave_telemetry_queue_batches") && !text.contains(CPU_USAGE), "{text}");
         supervisor.listen();
-        supervisor.show(&sample(2));
+        supervisor.show(&sample(3));
         while !otlp::show(&collector.next().await.export).contains(CPU_USAGE) {}
         running.stop().await;
     }
@@ -373,7 +382,9 @@ mod tests {
                 break text;
             }
         };
-        assert!(!text.contains("i-1"), "{text}");
+        let (_, old) = text.split_once("service.instance.id=i-1").unwrap();
+        let mut points = old.lines().filter(|line| line.starts_with("  {"));
+        assert!(points.all(|point| point.ends_with("flags=1")), "the old series end: {text}");
         running.stop().await;
     }
 

@@ -5,13 +5,16 @@ use std::{io, path::PathBuf, time::Duration};
 use bytes::Bytes;
 use enclave_protocol::metrics::Sample;
 use http_body_util::Full;
-use hyper::{Request, header};
+use hyper::{
+    Request, StatusCode,
+    header::{self, HeaderValue},
+};
 use tokio::{net::UnixStream, time::timeout};
 
 use crate::link::{Link, LinkError};
 
-/// Longest sample. A hundred plugins with twenty series each stay far below.
-const SAMPLE_BYTES_MAX: usize = 1 << 20;
+/// Longest sample. A hundred plugins with fifty series each are half a megabyte.
+const SAMPLE_BYTES_MAX: usize = 4 << 20;
 /// How long one question may take. The supervisor answers from memory.
 const FETCH_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -19,6 +22,8 @@ const FETCH_TIMEOUT: Duration = Duration::from_secs(5);
 pub(crate) struct Source {
     socket: PathBuf,
     link: Option<Link>,
+    /// The entity tag of the sample that came last.
+    known: Option<HeaderValue>,
 }
 
 /// Why there is no sample.
@@ -44,32 +49,41 @@ pub(crate) enum FetchError {
 impl Source {
     /// A source that has not connected yet.
     pub(crate) fn new(socket: PathBuf) -> Self {
-        Self { socket, link: None }
+        Self { socket, link: None, known: None }
     }
 
-    /// The supervisor's latest sample.
-    pub(crate) async fn fetch(&mut self) -> Result<Sample, FetchError> {
+    /// The supervisor's latest sample; none if it is still the one that came last.
+    pub(crate) async fn fetch(&mut self) -> Result<Option<Sample>, FetchError> {
         timeout(FETCH_TIMEOUT, self.ask()).await.map_err(|_| FetchError::Timeout)?
     }
 
-    async fn ask(&mut self) -> Result<Sample, FetchError> {
+    async fn ask(&mut self) -> Result<Option<Sample>, FetchError> {
         // Taken out, so that a cancelled or failed question drops the link.
         let mut link = match self.link.take().filter(Link::is_open) {
             Some(link) => link,
             None => self.connect().await?,
         };
-        let request = Request::get("/v1/metrics")
+        let mut request = Request::get("/v1/metrics")
             .header(header::HOST, "supervisor")
-            .header(header::ACCEPT, "application/json")
+            .header(header::ACCEPT, "application/json");
+        if let Some(known) = &self.known {
+            request = request.header(header::IF_NONE_MATCH, known);
+        }
+        let request = request
             .body(Full::new(Bytes::new()))
             .expect("invariant: the parts are constants and well-formed");
         let (head, body) = link.ask(request, SAMPLE_BYTES_MAX).await?;
         let body = body?;
         self.link = Some(link);
+        if head.status == StatusCode::NOT_MODIFIED && self.known.is_some() {
+            return Ok(None);
+        }
         if !head.status.is_success() {
             return Err(FetchError::Status(head.status.as_u16()));
         }
-        Ok(serde_json::from_slice(&body)?)
+        let sample = serde_json::from_slice(&body)?;
+        self.known = head.headers.get(header::ETAG).cloned();
+        Ok(Some(sample))
     }
 
     async fn connect(&self) -> Result<Link, FetchError> {
@@ -91,7 +105,8 @@ mod tests {
         let mut source = Source::new(supervisor.socket());
         for seconds in 1..4 {
             supervisor.show(&sample(seconds));
-            assert_eq!(source.fetch().await.unwrap(), sample(seconds));
+            assert_eq!(source.fetch().await.unwrap(), Some(sample(seconds)));
+            assert_eq!(source.fetch().await.unwrap(), None, "the same one again");
         }
         assert_eq!(supervisor.connections(), 1);
         assert_eq!(supervisor.last_accept(), "application/json");
@@ -106,7 +121,7 @@ mod tests {
         supervisor.stop().await;
         assert!(matches!(source.fetch().await, Err(FetchError::Connect { .. } | FetchError::Http(_))));
         supervisor.listen();
-        assert_eq!(source.fetch().await.unwrap(), sample(1));
+        assert_eq!(source.fetch().await.unwrap(), None);
     }
 
     #[tokio::test]
@@ -120,6 +135,6 @@ mod tests {
         supervisor.answer(200, vec![b' '; SAMPLE_BYTES_MAX + 1]);
         assert!(matches!(source.fetch().await, Err(FetchError::Http(LinkError::TooLarge(_)))));
         supervisor.show(&sample(2));
-        assert_eq!(source.fetch().await.unwrap(), sample(2));
+        assert_eq!(source.fetch().await.unwrap(), Some(sample(2)));
     }
 }
