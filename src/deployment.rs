@@ -230,7 +230,12 @@ pub fn prepare(
         let ports: Vec<_> = candidate.manifest.plugins.iter().map(|p| (p.name.as_str(), served(p))).collect();
         let ports: Vec<(&str, &[u16])> =
             ports.iter().map(|(name, ports)| (*name, ports.as_slice())).collect();
-        for peer in Peers::new(&ports)?.listeners {
+        let mut planned = Peers::new(&ports)?;
+        // It gives each plugin a share of what it can take.
+        for telemetry in candidate.manifest.plugins.iter().filter(|p| p.kind == PluginKind::Telemetry) {
+            planned.tell_apart(&telemetry.name, &ports);
+        }
+        for peer in planned.listeners {
             let address = SocketAddr::from((Ipv4Addr::LOCALHOST, peer.port));
             let bound = networks.listen(&peer.from, address).map_err(|source| PrepareError::Listen {
                 address,

@@ -273,9 +273,9 @@ impl Setup {
             let socket = listener.as_fd().try_clone_to_owned()?;
             messages.push((Message::Egress { rule: rule.clone() }, vec![socket]));
         }
-        for (PeerListener { from, to, port }, listener) in &self.peers {
+        for (PeerListener { from, to, port, source }, listener) in &self.peers {
             let socket = listener.as_fd().try_clone_to_owned()?;
-            let message = Message::Peer { from: from.clone(), to: to.clone(), port: *port };
+            let message = Message::Peer { from: from.clone(), to: to.clone(), port: *port, source: *source };
             messages.push((message, vec![socket]));
         }
         for rule in &self.ingress {

@@ -173,7 +173,7 @@ impl Ingress {
             return Err(Refusal::PluginLimit { plugin });
         };
         let address = target.address;
-        let dialled = self.context.pools.dial(&plugin, address).await;
+        let dialled = self.context.pools.dial(&plugin, address, None).await;
         let mut app = dialled.map_err(|error| Refusal::Target { plugin: plugin.clone(), address, error })?;
         let carried = target.route.start();
         let ended = async {

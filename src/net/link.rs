@@ -18,7 +18,7 @@
 use std::{
     io::{self, IoSlice, IoSliceMut},
     mem::MaybeUninit,
-    net::SocketAddr,
+    net::{Ipv4Addr, SocketAddr},
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     path::PathBuf,
 };
@@ -114,6 +114,8 @@ pub enum Message {
         to: String,
         /// Its port.
         port: u16,
+        /// The address that the connections come from, if not 127.0.0.1.
+        source: Option<Ipv4Addr>,
     },
     /// To `net`, with sockets for connections to this plugin: TCP over IPv4, unconnected, made where the
     /// plugin's ports are reached at 127.0.0.1. None at all means that none can be made now.

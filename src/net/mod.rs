@@ -209,8 +209,8 @@ impl Net {
                 stream.set_nonblocking(true)?;
                 self.ingress.admit(Stream::Unix(UnixStream::from_std(stream)?), &mut self.handed);
             }
-            Message::Peer { from, to, port } => {
-                let peer = PeerListener { from, to, port };
+            Message::Peer { from, to, port, source } => {
+                let peer = PeerListener { from, to, port, source };
                 self.listeners.spawn(peer::serve(listener(fds)?, peer, Arc::clone(&self.context)));
             }
             Message::Sockets { plugin } => self.context.pools.fill(&plugin, fds),

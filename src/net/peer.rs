@@ -93,7 +93,7 @@ impl Peer {
     }
 
     fn refused(&self, refusal: &Refusal) {
-        let PeerListener { from, to, port } = &self.listener;
+        let PeerListener { from, to, port, .. } = &self.listener;
         self.context.peer.refuse(Some(to), refusal.word());
         if let Some(unsaid) = self.context.lines.pass() {
             tracing::warn!(from, to, port, unsaid, "connection between plugins refused: {refusal}");
@@ -101,9 +101,9 @@ impl Peer {
     }
 
     async fn carry(&self, mut from: TcpStream) -> Result<(), Refusal> {
-        let PeerListener { to, port, .. } = &self.listener;
+        let PeerListener { to, port, source, .. } = &self.listener;
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, *port));
-        let mut served = self.context.pools.dial(to, address).await?;
+        let mut served = self.context.pools.dial(to, address, *source).await?;
         let carried = self.route.start();
         // Only a slower connection is at stake.
         from.set_nodelay(true).ok();
@@ -119,7 +119,7 @@ impl Peer {
                 carried.ended_well();
             }
             Err(error) => {
-                let PeerListener { from, to, port } = &self.listener;
+                let PeerListener { from, to, port, .. } = &self.listener;
                 tracing::debug!(from, to, port, %error, "stream between plugins broke");
             }
         }

@@ -14,7 +14,7 @@
 use std::{
     collections::{BTreeMap, VecDeque},
     io,
-    net::{SocketAddr, TcpStream as StdTcpStream},
+    net::{Ipv4Addr, SocketAddr, TcpStream as StdTcpStream},
     os::fd::OwnedFd,
     sync::{Mutex, MutexGuard, PoisonError},
     time::Duration,
@@ -146,10 +146,15 @@ impl Pools {
         }
     }
 
-    /// A connection to a port of `plugin`.
-    pub(crate) async fn dial(&self, plugin: &str, address: SocketAddr) -> Result<TcpStream, DialError> {
+    /// A connection to a port of `plugin`, from a loopback address if one is given.
+    pub(crate) async fn dial(
+        &self,
+        plugin: &str,
+        address: SocketAddr,
+        source: Option<Ipv4Addr>,
+    ) -> Result<TcpStream, DialError> {
         let socket = self.take(plugin).await?;
-        let app = timeout(TARGET_TIMEOUT, connect(socket, address)).await;
+        let app = timeout(TARGET_TIMEOUT, connect_from(socket, source, address)).await;
         // The timer's error has no errno, and the reply to the host carries one.
         let app = app.unwrap_or_else(|_| Err(rustix::io::Errno::TIMEDOUT.into()));
         let app = app.map_err(DialError::Connect)?;
@@ -211,9 +216,22 @@ impl Pool {
 
 /// Connects one of PID 1's sockets.
 pub(crate) async fn connect(socket: OwnedFd, address: SocketAddr) -> io::Result<TcpStream> {
+    connect_from(socket, None, address).await
+}
+
+async fn connect_from(
+    socket: OwnedFd,
+    source: Option<Ipv4Addr>,
+    address: SocketAddr,
+) -> io::Result<TcpStream> {
     let socket = StdTcpStream::from(socket);
     socket.set_nonblocking(true)?;
-    let app = TcpSocket::from_std_stream(socket).connect(address).await?;
+    let socket = TcpSocket::from_std_stream(socket);
+    if let Some(source) = source {
+        // The port is chosen by connect, as for a socket that is not bound: see `tcp_socket`.
+        socket.bind(SocketAddr::from((source, 0)))?;
+    }
+    let app = socket.connect(address).await?;
     if is_its_own_peer(&app)? {
         return Err(rustix::io::Errno::CONNREFUSED.into());
     }

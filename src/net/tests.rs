@@ -2,7 +2,7 @@
 
 use std::{
     future::{Future, poll_fn},
-    net::SocketAddr,
+    net::{Ipv4Addr, SocketAddr},
     path::PathBuf,
     pin::pin,
     task::Poll,
@@ -27,6 +27,9 @@ use super::{
 
 /// What a test waits for at most; longer than every limit of `net` that is below a minute.
 const PATIENCE: Duration = Duration::from_mins(1);
+
+/// The address that a plugin has towards those that tell their callers apart.
+pub(super) const CALLER: Ipv4Addr = Ipv4Addr::new(127, 65, 0, 9);
 
 /// The tests' own process keeps its privileges.
 #[expect(clippy::unnecessary_wraps, reason = "what run takes")]
@@ -89,7 +92,7 @@ impl Bench {
     /// Hands over a listener of `from` for a port of `to`; answers where it listens.
     pub(super) async fn peer(&self, from: &str, to: &str, port: u16) -> SocketAddr {
         let listener = StdTcpListener::bind("127.0.0.1:0").unwrap();
-        let message = Message::Peer { from: from.into(), to: to.into(), port };
+        let message = Message::Peer { from: from.into(), to: to.into(), port, source: Some(CALLER) };
         self.link.send(&message, &[listener.as_fd()]).await.unwrap();
         listener.local_addr().unwrap()
     }

@@ -10,7 +10,10 @@ use std::{
     thread,
 };
 
-use nix::sched::{CloneFlags, setns, unshare};
+use nix::{
+    sched::{CloneFlags, setns, unshare},
+    sys::socket::{setsockopt, sockopt::IpBindAddressNoPort},
+};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 
 use super::loopback;
@@ -45,9 +48,14 @@ impl NetworkNamespace {
 
 /// A TCP socket over IPv4 in the namespace of the calling thread: unconnected, non-blocking and
 /// close-on-exec.
+///
+/// Bound to an address, it still leaves its port to `connect`. The port that `bind` would choose belongs to
+/// one connection at a time, and for a minute after its end.
 pub fn tcp_socket() -> io::Result<OwnedFd> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-    Ok(socket_with(AddressFamily::INET, SocketType::STREAM, flags, None)?)
+    let socket = socket_with(AddressFamily::INET, SocketType::STREAM, flags, None)?;
+    setsockopt(&socket, IpBindAddressNoPort, &true)?;
+    Ok(socket)
 }
 
 /// Runs something on a thread of its own and waits for it.

@@ -232,7 +232,8 @@ async fn plugins_with_namespaces_of_their_own_are_reached_at_their_declared_port
     };
     let (port, other) = (5432, 5433);
     let served = tokio::net::TcpListener::from_std(db.listen(port)).unwrap();
-    let peer = PeerListener { from: "web".into(), to: "db".into(), port };
+    let address = Ipv4Addr::new(127, 65, 0, 1);
+    let peer = PeerListener { from: "web".into(), to: "db".into(), port, source: Some(address) };
     let namespaces = [("web".to_owned(), web.clone()), ("db".to_owned(), db.clone())];
     let source = SocketSource::new(move |plugin, count| {
         let (_, namespace) = namespaces.iter().find(|(name, _)| name == plugin).unwrap();
@@ -249,7 +250,8 @@ async fn plugins_with_namespaces_of_their_own_are_reached_at_their_declared_port
     let web_end = web.run(connect);
     web_end.set_nonblocking(true).unwrap();
     let mut web_end = tokio::net::TcpStream::from_std(web_end).unwrap();
-    let (mut db_end, _) = timeout(PATIENCE, served.accept()).await.unwrap().unwrap();
+    let (mut db_end, caller) = timeout(PATIENCE, served.accept()).await.unwrap().unwrap();
+    assert_eq!(caller.ip(), address);
     web_end.write_all(b"query").await.unwrap();
     let mut text = [0; 5];
     db_end.read_exact(&mut text).await.unwrap();

@@ -6,7 +6,7 @@ use tokio::{
 use super::{
     super::{
         limits::Limits,
-        tests::{Bench, assert_reset},
+        tests::{Bench, CALLER, assert_reset},
     },
     *,
 };
@@ -25,7 +25,8 @@ async fn a_plugin_reaches_anothers_port_and_half_closes_are_kept() {
     let mut bench = Bench::start(Limits::default()).await;
     let (served, at) = db(&bench).await;
     let mut web = TcpStream::connect(at).await.unwrap();
-    let (mut db, _) = served.accept().await.unwrap();
+    let (mut db, caller) = served.accept().await.unwrap();
+    assert_eq!(caller.ip(), CALLER);
     db.write_all(b"hello").await.unwrap();
     let mut greeting = [0; 5];
     web.read_exact(&mut greeting).await.unwrap();

@@ -4,6 +4,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
+    net::Ipv4Addr,
 };
 
 use super::PlanError;
@@ -11,6 +12,9 @@ use super::PlanError;
 /// Most listeners between plugins: 128 plugins with one port each. A listener costs about five kilobytes,
 /// most of them the kernel's (1.3 KiB are `net`'s, measured with 9,900).
 pub const PEERS_MAX: usize = 1 << 14;
+
+/// The network of the plugins' own addresses; its first one stays free.
+const CALLERS: Ipv4Addr = Ipv4Addr::new(127, 65, 0, 0);
 
 /// What there is to open between plugins.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -30,6 +34,9 @@ pub struct PeerListener {
     pub to: String,
     /// The port, the same on both sides.
     pub port: u16,
+    /// The address from which the connections are made, where the plugin that serves tells its callers apart;
+    /// 127.0.0.1 otherwise, as between the containers of a pod: servers trust that address.
+    pub source: Option<Ipv4Addr>,
 }
 
 /// A port that two plugins declare. There is one 127.0.0.1:port in the others' namespaces: they reach the
@@ -82,10 +89,24 @@ impl Peers {
                 from: (*from).to_owned(),
                 to: (*first).to_owned(),
                 port,
+                source: None,
             }));
         }
         peers.shared.sort();
         Ok(peers)
+    }
+
+    /// Gives every plugin an address of its own towards the plugin `to`, by its place in `plugins`:
+    /// 127.65.0.1 and on. Plugins beyond the 65,535th keep 127.0.0.1.
+    pub fn tell_apart(&mut self, to: &str, plugins: &[(&str, &[u16])]) {
+        let addresses: BTreeMap<&str, Ipv4Addr> = plugins
+            .iter()
+            .zip(CALLERS.to_bits() + 1..CALLERS.to_bits() + (1 << 16))
+            .map(|((plugin, _), bits)| (*plugin, Ipv4Addr::from_bits(bits)))
+            .collect();
+        for listener in self.listeners.iter_mut().filter(|listener| listener.to == to) {
+            listener.source = addresses.get(listener.from.as_str()).copied();
+        }
     }
 }
 
@@ -100,7 +121,7 @@ mod tests {
     fn check(plugins: &[(&str, &[u16])], expected: &Expect) {
         let peers = Peers::new(plugins).unwrap();
         let mut text = String::new();
-        for PeerListener { from, to, port } in &peers.listeners {
+        for PeerListener { from, to, port, .. } in &peers.listeners {
             writeln!(text, "{from} -> {to}:{port}").unwrap();
         }
         for shared in &peers.shared {
@@ -136,6 +157,20 @@ mod tests {
                 plugins b and a both declare port 80: at 127.0.0.1:80 the other plugins reach b, which starts first
                 plugins b and c both declare port 80: at 127.0.0.1:80 the other plugins reach b, which starts first
             "#]],
+        );
+    }
+
+    #[test]
+    fn towards_one_plugin_each_other_one_has_an_address_of_its_own() {
+        let plugins: [(&str, &[u16]); 3] = [("telemetry", &[4318]), ("web", &[80]), ("db", &[])];
+        let mut peers = Peers::new(&plugins).unwrap();
+        peers.tell_apart("telemetry", &plugins);
+        let sources: Vec<_> = peers.listeners.iter().map(|l| (l.from.as_str(), l.port, l.source)).collect();
+        let web = Some(Ipv4Addr::new(127, 65, 0, 2));
+        let db = Some(Ipv4Addr::new(127, 65, 0, 3));
+        assert_eq!(
+            sources,
+            [("telemetry", 80, None), ("db", 80, None), ("web", 4318, web), ("db", 4318, db)]
         );
     }
 
