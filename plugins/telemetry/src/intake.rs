@@ -1,21 +1,24 @@
-//! OTLP bodies from plugins, which are not trusted: bounded before they are unpacked and before they are
-//! decoded.
+//! OTLP bodies from plugins, which are not trusted: bounded before they are unpacked, before they are
+//! decoded, and before anything is added to them.
 
-use std::io::Read as _;
+use std::{borrow::Cow, io::Read as _};
 
 use flate2::read::MultiGzDecoder;
 use prost::Message as _;
 
-use crate::otlp::{self, Export};
+use crate::{json, otlp::Export, schema, signal::Signal, wire};
 
-/// Longest body, before and after decompression.
+/// Longest body: as it comes, unpacked, and with the identity added. A tenth of what the collector takes.
 pub(crate) const BODY_BYTES_MAX: usize = 4 << 20;
-/// Most data points in one request: each grows by the identity's labels.
-const POINTS_MAX: u64 = 10_000;
+/// Most data points, log records or spans in one request: a data point grows by the identity's labels. SDKs
+/// send 512 log records or spans at once.
+pub(crate) const ITEMS_MAX: u64 = 10_000;
 /// Most nested messages in one request. Two bytes on the wire can become a struct of two hundred.
-const MESSAGES_MAX: usize = 100_000;
+pub(crate) const MESSAGES_MAX: usize = 100_000;
 /// Deepest nesting that is followed; an OTLP data point's attribute value lies at nine, arrays below it.
-const DEPTH_MAX: u32 = 24;
+pub(crate) const DEPTH_MAX: u32 = 24;
+/// Most attributes of one resource or one data point: the default limit of the SDKs.
+pub(crate) const ATTRIBUTES_MAX: usize = 128;
 
 /// Why a body is not taken.
 #[derive(Debug, thiserror::Error)]
@@ -24,23 +27,73 @@ pub(crate) enum IntakeError {
     #[error("the body is not valid gzip")]
     Gzip(#[source] std::io::Error),
     /// Too long once unpacked.
-    #[error("the body is longer than {BODY_BYTES_MAX} bytes once unpacked")]
+    #[error("the body is longer than {BODY_BYTES_MAX} bytes once unpacked and labelled")]
     TooLarge,
-    /// Too many messages or points.
-    #[error("more than {MESSAGES_MAX} messages or {POINTS_MAX} data points in one request")]
+    /// Too many messages or items.
+    #[error("more than {MESSAGES_MAX} messages or {ITEMS_MAX} items in one request")]
     TooMany,
-    /// Not an OTLP metrics request.
-    #[error("the body is no ExportMetricsServiceRequest")]
+    /// Too many attributes.
+    #[error("more than {ATTRIBUTES_MAX} attributes on a resource or a data point")]
+    Attributes,
+    /// OTLP forbids it, and receivers disagree about the value that counts.
+    #[error("two attributes of a resource or a data point have the same key")]
+    Duplicate,
+    /// Not an OTLP request.
+    #[error("the body is not a valid OTLP request of this signal")]
     Malformed,
+    /// Not an OTLP request in JSON.
+    #[error("the body is not a valid OTLP request in JSON: {0}")]
+    Json(#[source] serde_json::Error),
+    /// A span needs both of its identifiers.
+    #[error("a trace id or a span id is missing or has the wrong length")]
+    Identifier,
 }
 
-/// Unpacks and decodes one request body.
+/// How the body is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Form {
+    Protobuf,
+    Json,
+}
+
+/// A request as protobuf that has been looked through: well-formed, within the bounds, not decoded.
+#[derive(Debug)]
+pub(crate) struct Checked<'a> {
+    /// The message.
+    pub(crate) bytes: Cow<'a, [u8]>,
+    /// Its data points, log records or spans.
+    pub(crate) items: u64,
+}
+
+/// Unpacks one request body and looks through it.
+pub(crate) fn check(
+    body: &[u8],
+    is_gzip: bool,
+    form: Form,
+    signal: Signal,
+) -> Result<Checked<'_>, IntakeError> {
+    let request = match signal {
+        Signal::Metrics => &schema::METRICS,
+        Signal::Logs => &schema::LOGS,
+        Signal::Traces => &schema::TRACES,
+    };
+    let mut bytes = if is_gzip { Cow::Owned(unpack(body)?) } else { Cow::Borrowed(body) };
+    if form == Form::Json {
+        bytes = Cow::Owned(json::to_protobuf(&bytes, request)?);
+    }
+    let items = wire::check(&bytes, request)?;
+    if items > ITEMS_MAX { Err(IntakeError::TooMany) } else { Ok(Checked { bytes, items }) }
+}
+
+/// Decodes a metrics request.
+pub(crate) fn decode(request: &Checked<'_>) -> Result<Export, IntakeError> {
+    Export::decode(request.bytes.as_ref()).map_err(|_| IntakeError::Malformed)
+}
+
+/// Unpacks and decodes one metrics request in protobuf.
+#[cfg(test)]
 pub(crate) fn read(body: &[u8], is_gzip: bool) -> Result<Export, IntakeError> {
-    let unpacked = if is_gzip { unpack(body)? } else { body.to_vec() };
-    let mut budget = MESSAGES_MAX;
-    weigh(&unpacked, Shape::Request, DEPTH_MAX, &mut budget)?;
-    let export = Export::decode(unpacked.as_slice()).map_err(|_| IntakeError::Malformed)?;
-    if otlp::count(&export) > POINTS_MAX { Err(IntakeError::TooMany) } else { Ok(export) }
+    decode(&check(body, is_gzip, Form::Protobuf, Signal::Metrics)?)
 }
 
 fn unpack(body: &[u8]) -> Result<Vec<u8>, IntakeError> {
@@ -50,115 +103,10 @@ fn unpack(body: &[u8]) -> Result<Vec<u8>, IntakeError> {
     if unpacked.len() > BODY_BYTES_MAX { Err(IntakeError::TooLarge) } else { Ok(unpacked) }
 }
 
-/// The messages of an OTLP metrics request, as far as they contain others.
-#[derive(Debug, Clone, Copy)]
-enum Shape {
-    Request,
-    ResourceMetrics,
-    Resource,
-    ScopeMetrics,
-    Scope,
-    Metric,
-    /// Gauges and sums, histograms of both kinds, summaries: field 1 holds the points.
-    Numbers,
-    Histogram,
-    Exponential,
-    Summary,
-    NumberPoint,
-    HistogramPoint,
-    ExponentialPoint,
-    SummaryPoint,
-    Exemplar,
-    EntityRef,
-    KeyValue,
-    AnyValue,
-    /// Lists of values.
-    Array,
-    KeyValueList,
-    /// Packed numbers of one byte or more, eight in memory.
-    Buckets,
-    /// Strings, packed numbers of fixed size and messages of fixed size.
-    Leaf,
-}
-
-impl Shape {
-    /// What the length-delimited field `field` of this message is.
-    fn child(self, field: u64) -> Self {
-        match (self, field) {
-            (Self::Request, 1) => Self::ResourceMetrics,
-            (Self::ResourceMetrics, 1) => Self::Resource,
-            (Self::ResourceMetrics, 2) => Self::ScopeMetrics,
-            (Self::Resource, 1) | (Self::Scope, 3) | (Self::Metric, 12) => Self::KeyValue,
-            (Self::Resource, 3) => Self::EntityRef,
-            (Self::ScopeMetrics, 1) => Self::Scope,
-            (Self::ScopeMetrics, 2) => Self::Metric,
-            (Self::Metric, 5 | 7) => Self::Numbers,
-            (Self::Metric, 9) => Self::Histogram,
-            (Self::Metric, 10) => Self::Exponential,
-            (Self::Metric, 11) => Self::Summary,
-            (Self::Numbers, 1) => Self::NumberPoint,
-            (Self::Histogram, 1) => Self::HistogramPoint,
-            (Self::Exponential, 1) => Self::ExponentialPoint,
-            (Self::Summary, 1) => Self::SummaryPoint,
-            (Self::NumberPoint | Self::SummaryPoint | Self::Exemplar, 7)
-            | (Self::HistogramPoint, 9)
-            | (Self::ExponentialPoint, 1) => Self::KeyValue,
-            (Self::NumberPoint, 5) | (Self::HistogramPoint, 8) | (Self::ExponentialPoint, 11) => {
-                Self::Exemplar
-            }
-            (Self::ExponentialPoint, 8 | 9) => Self::Buckets,
-            (Self::KeyValue, 2) => Self::AnyValue,
-            (Self::AnyValue, 5) => Self::Array,
-            (Self::AnyValue, 6) => Self::KeyValueList,
-            (Self::Array, 1) => Self::AnyValue,
-            (Self::KeyValueList, 1) => Self::KeyValue,
-            _ => Self::Leaf,
-        }
-    }
-}
-
-/// Walks the wire format without allocating and counts what decoding would allocate.
-fn weigh(mut bytes: &[u8], shape: Shape, depth: u32, budget: &mut usize) -> Result<(), IntakeError> {
-    if matches!(shape, Shape::Leaf | Shape::Buckets) {
-        return Ok(());
-    }
-    let depth = depth.checked_sub(1).ok_or(IntakeError::TooMany)?;
-    while !bytes.is_empty() {
-        let key = varint(&mut bytes)?;
-        match key & 7 {
-            0 => {
-                varint(&mut bytes)?;
-            }
-            1 => skip(&mut bytes, 8)?,
-            2 => {
-                let length = usize::try_from(varint(&mut bytes)?).map_err(|_| IntakeError::Malformed)?;
-                let inner = bytes.get(..length).ok_or(IntakeError::Malformed)?;
-                bytes = &bytes[length..];
-                let child = shape.child(key >> 3);
-                let weight = if matches!(child, Shape::Buckets) { 1 + length / 4 } else { 1 };
-                *budget = budget.checked_sub(weight).ok_or(IntakeError::TooMany)?;
-                weigh(inner, child, depth, budget)?;
-            }
-            5 => skip(&mut bytes, 4)?,
-            _ => return Err(IntakeError::Malformed),
-        }
-    }
-    Ok(())
-}
-
-fn varint(bytes: &mut &[u8]) -> Result<u64, IntakeError> {
-    prost::encoding::decode_varint(bytes).map_err(|_| IntakeError::Malformed)
-}
-
-fn skip(bytes: &mut &[u8], length: usize) -> Result<(), IntakeError> {
-    *bytes = bytes.get(length..).ok_or(IntakeError::Malformed)?;
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{fake::gauge_export, outbox::Batch};
+    use crate::{fake::gauge_export, otlp, outbox::Batch};
 
     #[test]
     fn a_plain_and_a_packed_request_read_the_same() {
@@ -227,9 +175,20 @@ mod tests {
             let at = at.min(bytes.len());
             let end = (at + with.len()).min(bytes.len());
             bytes.splice(at..end, with);
-            match read(&bytes, false) {
-                Ok(export) => assert!(otlp::count(&export) <= bytes.len() as u64),
-                Err(error) => assert!(matches!(error, IntakeError::Malformed)),
+            for signal in Signal::ALL {
+                for form in [Form::Protobuf, Form::Json] {
+                    match check(&bytes, false, form, signal) {
+                        Ok(request) => {
+                            assert!(request.items <= bytes.len() as u64);
+                            // What has been looked through decodes.
+                            if signal == Signal::Metrics {
+                                assert_eq!(otlp::count(&decode(&request).unwrap()), request.items);
+                            }
+                        }
+                        Err(IntakeError::Malformed | IntakeError::Json(_) | IntakeError::Identifier) => {}
+                        Err(error) => panic!("{error}"),
+                    }
+                }
             }
         }
     }

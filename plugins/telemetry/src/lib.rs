@@ -20,6 +20,7 @@ mod endpoint;
 mod hosts;
 mod identity;
 mod intake;
+mod json;
 mod ledger;
 mod link;
 pub mod logging;
@@ -29,13 +30,16 @@ mod outbox;
 mod pipeline;
 mod pump;
 mod receiver;
+mod relabel;
 mod retry;
+mod schema;
 mod sender;
 mod series;
 mod service;
 mod signal;
 mod source;
 mod times;
+mod wire;
 
 #[cfg(test)]
 mod fake;

@@ -116,13 +116,11 @@ impl Series {
     }
 
     /// How many series are kept.
-    #[cfg_attr(not(test), expect(dead_code, reason = "the numbers of the registry are for its tests"))]
     pub(crate) fn len(&self) -> usize {
         self.count
     }
 
     /// How many points belonged to series for which there was no room: those end without a marker.
-    #[cfg_attr(not(test), expect(dead_code, reason = "the receiver tells of it"))]
     pub(crate) fn untracked(&self) -> u64 {
         self.untracked
     }

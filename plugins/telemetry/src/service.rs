@@ -1,7 +1,14 @@
 //! Wiring: options become tasks; tasks are joined in the order that the library's header names.
 
-use std::{future::Future, io, net::Ipv4Addr, sync::Arc, time::Duration};
+use std::{
+    future::Future,
+    io,
+    net::Ipv4Addr,
+    sync::{Arc, PoisonError},
+    time::Duration,
+};
 
+use prost::Message as _;
 use tokio::{
     net::TcpListener,
     signal::unix::{Signal as UnixSignal, SignalKind, signal},
@@ -11,15 +18,16 @@ use tokio::{
 };
 
 use crate::{
-    Options,
+    Options, clock,
     config::Config,
     endpoint::{Endpoint, UrlError},
     identity::Identity,
     ledger::{Dropped, Ledger},
-    outbox::{Outbox, Outboxes},
+    otlp,
+    outbox::{Batch, Outbox, Outboxes},
     pipeline::Pipeline,
     pump::Pump,
-    receiver::Receiver,
+    receiver::{AppSeries, Receiver},
     retry::Pace,
     sender::{Sender, chain},
     signal::Signal,
@@ -153,8 +161,10 @@ impl Service {
                 sending.spawn(Sender::new(endpoint, outbox, ledger, pace.attempt_timeout).run());
             }
         }
+        let series = AppSeries::default();
         if let Some(listener) = listener {
-            let receiver = Receiver::new(outboxes.clone(), Arc::clone(&ledger), told);
+            let (ledger, series) = (Arc::clone(&ledger), Arc::clone(&series));
+            let receiver = Receiver::new(outboxes.clone(), ledger, told, series);
             receiving.spawn(receiver.run(listener, receiver_stop.told()));
         }
         let outbox = Arc::clone(outboxes.of(Signal::Metrics));
@@ -172,7 +182,21 @@ impl Service {
         while receiving.join_next().await.is_some() {}
         pump_stop.tell();
         while pumping.join_next().await.is_some() {}
+        end_series(&series, outboxes.of(Signal::Metrics));
         flush(&outboxes, &mut sending, &ledger, flush_timeout).await;
+    }
+}
+
+/// Queues the end of every series that apps sent. It stands behind what they sent before; where there is no
+/// room for it there, among our own.
+fn end_series(series: &AppSeries, outbox: &Outbox) {
+    let end = series.lock().unwrap_or_else(PoisonError::into_inner).end(clock::now());
+    let count = otlp::count(&end);
+    if count > 0 {
+        let batch = Batch::new(end.encode_to_vec(), count);
+        if outbox.offer(batch.clone()).is_err() {
+            outbox.push(batch);
+        }
     }
 }
 
@@ -246,9 +270,8 @@ mod tests {
 
     use super::*;
     use crate::{
-        LogFormat, clock,
-        fake::{Answer, Collector, Supervisor, sample},
-        otlp,
+        LogFormat,
+        fake::{Answer, Collector, Supervisor, gauge_export, sample},
     };
 
     /// For tests in which time must pass.
@@ -341,6 +364,33 @@ mod tests {
             "{text}"
         );
         assert!(rest.is_empty(), "no last export whose times the marker would repeat");
+    }
+
+    #[tokio::test]
+    async fn the_series_of_apps_end_with_the_plugin() {
+        let (supervisor, mut collector) = (Supervisor::start(), Collector::start().await);
+        supervisor.show(&sample(1));
+        let mut service = Service::new(&options(&supervisor, Some(collector.url()))).await.unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        service.listener = Some(listener);
+        let running = run(service);
+        collector.next().await;
+        let stream = tokio::net::TcpStream::connect(address).await.unwrap();
+        let mut link = crate::link::Link::open(stream).await.unwrap();
+        let request = hyper::Request::post("/v1/metrics")
+            .header("host", "telemetry")
+            .header("content-type", "application/x-protobuf")
+            .body(http_body_util::Full::new(gauge_export("app_queue", 3.0).encode_to_vec().into()))
+            .unwrap();
+        assert_eq!(link.ask(request, 1 << 10).await.unwrap().0.status, 200);
+        running.stop().await;
+        let ends: Vec<_> =
+            collector.rest().into_iter().map(|received| otlp::show(&received.export)).collect();
+        let ends: Vec<_> = ends.iter().filter(|text| text.contains("app_queue")).collect();
+        assert_eq!(ends.len(), 2, "{ends:?}");
+        assert!(ends[0].contains("Some(AsDouble(3.0))") && ends[0].contains("flags=0"), "{}", ends[0]);
+        assert!(ends[1].contains("} None ") && ends[1].contains("flags=1"), "{}", ends[1]);
     }
 
     #[tokio::test]
