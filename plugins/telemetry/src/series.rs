@@ -1,10 +1,11 @@
-//! The series that a receiver may still believe in, so that each of them can be ended. Without a marker a dead
-//! enclave's last value is served for minutes.
+//! The series that a receiver may still believe in, so that each of them can be ended. Without a marker a
+//! dead enclave's last value is served for minutes.
 //!
 //! ```text
 //! resource ─▶ scope ─▶ metric ─▶ attributes ─▶ newest time
 //! ```
-//! Every level is kept as its encoded bytes: they are the identity of a series, and cost less than the messages.
+//! Every level is kept as its encoded bytes: they are the identity of a series, and cost less than the
+//! messages.
 
 use std::{
     collections::{BTreeMap, btree_map},
@@ -29,12 +30,16 @@ use crate::otlp::Export;
 pub(crate) const SERIES_MAX: usize = 10_000;
 /// Most bytes of their identities.
 pub(crate) const SERIES_BYTES_MAX: usize = 2 << 20;
-/// A series that was not seen for so long is forgotten when room is needed: Prometheus looks back five minutes.
+/// A series that was not seen for so long is forgotten when room is needed: Prometheus looks back five
+/// minutes.
 const LOOKBACK: Duration = Duration::from_mins(5);
 /// Shortest time between two searches for forgotten series, which visit all of them.
 const SWEEP_PAUSE: Duration = Duration::from_mins(1);
 /// Receivers keep milliseconds; a marker with the time of the value before it is a duplicate.
 const STEP_NANOS: u64 = 1_000_000;
+/// Longest name and unit of a metric that is written once for each of its series as they end: the Collector's
+/// Prometheus exporter looks at the first marker in a metric alone. Ten thousand of them are 2.5 MiB.
+const SINGLE_NAME_MAX: usize = 256;
 /// What a series costs beside the bytes of its key: its entry, and its share of a node of the map.
 const ENTRY_BYTES: usize = 96;
 /// The same of a level above it.
@@ -91,8 +96,8 @@ struct Seen<'a> {
 }
 
 impl Series {
-    /// Takes note of every series in `export`, with the newest time of each. A point that ends its series ends it
-    /// here as well. Series with delta temporality are passed over: they have no value that stays.
+    /// Takes note of every series in `export`, with the newest time of each. A point that ends its series
+    /// ends it here as well. Series with delta temporality are passed over: they have no value that stays.
     pub(crate) fn seen(&mut self, export: &Export) {
         for group in &export.resource_metrics {
             let bare = ResourceMetrics {
@@ -125,8 +130,8 @@ impl Series {
         self.untracked
     }
 
-    /// The end of every series, and forgets them: one `NO_RECORDED_VALUE` point each, at `now`, and at least a
-    /// millisecond after its newest time.
+    /// The end of every series, and forgets them: one `NO_RECORDED_VALUE` point each, at `now`, and at least
+    /// a millisecond after its newest time.
     pub(crate) fn end(&mut self, now: Timestamp) -> Export {
         (self.count, self.bytes) = (0, 0);
         let resources = std::mem::take(&mut self.resources);
@@ -345,9 +350,16 @@ fn resource(key: &[u8], scopes: Scopes, now: Timestamp) -> ResourceMetrics {
 
 fn scope(key: &[u8], metrics: Metrics, now: Timestamp) -> ScopeMetrics {
     let bare = ScopeMetrics::decode(key).expect("invariant: the key is such a message, encoded");
-    let metrics = metrics.into_iter().map(|(key, points)| {
-        let data = Some(ended(key.kind, points, now));
-        Metric { name: key.name, unit: key.unit, data, ..Metric::default() }
+    let metrics = metrics.into_iter().flat_map(|(key, points)| {
+        let parts: Vec<Points> = if key.bytes() <= SINGLE_NAME_MAX {
+            points.into_iter().map(|point| Points::from([point])).collect()
+        } else {
+            vec![points]
+        };
+        parts.into_iter().map(move |points| {
+            let (name, unit, data) = (key.name.clone(), key.unit.clone(), ended(key.kind, points, now));
+            Metric { name, unit, data: Some(data), ..Metric::default() }
+        })
     });
     ScopeMetrics { metrics: metrics.collect(), ..bare }
 }
@@ -381,6 +393,8 @@ fn ended(kind: Kind, points: Points, now: Timestamp) -> Data {
                     attributes,
                     time_unix_nano,
                     flags,
+                    // Without one Prometheus leaves the series of the sum as it is.
+                    sum: Some(0.0),
                     bucket_counts: vec![0; explicit_bounds.len() + 1],
                     explicit_bounds,
                     ..HistogramDataPoint::default()
@@ -472,8 +486,9 @@ mod tests {
             resource 
             scope @
             g gauge unit=""
-              {a=1,b=2} None 0..50000000 flags=1
               {} None 0..91000000 flags=1
+            g gauge unit=""
+              {a=1,b=2} None 0..50000000 flags=1
         "#]]
         .assert_eq(&otlp::show(&series.end(Timestamp(50 * MS))));
         assert_eq!((series.len(), series.bytes), (0, 0));
@@ -511,7 +526,7 @@ mod tests {
             (point.explicit_bounds.as_slice(), point.bucket_counts.as_slice()),
             (&[0.5, 1.0][..], &[0; 3][..])
         );
-        assert_eq!((point.flags, point.time_unix_nano), (1, MS));
+        assert_eq!((point.flags, point.time_unix_nano, point.sum), (1, MS, Some(0.0)));
         let Some(Data::Summary(summary)) = &summary.data else { panic!("{summary:?}") };
         assert_eq!(summary.data_points[0].quantile_values, [ValueAtQuantile { quantile: 0.99, value: 0.0 }]);
         let Some(Data::ExponentialHistogram(exponential)) = &exponential.data else {
