@@ -4,6 +4,7 @@
 pub mod bundle;
 pub mod control;
 pub mod digest;
+pub mod exporter;
 pub mod glance;
 pub mod image;
 pub mod manifest;

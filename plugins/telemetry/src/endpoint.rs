@@ -1,12 +1,14 @@
 //! Where metrics are pushed: `EXPORTER_URL`, and a connection to it, plain or TLS.
 
 use std::{
-    io,
+    io::{self, Read as _},
     path::{Path, PathBuf},
     sync::Arc,
+    time::Duration,
 };
 
-use hyper::Uri;
+use enclave_protocol::exporter::{self, Headers, Settings, Url};
+use hyper::header::{HeaderMap, HeaderName, HeaderValue};
 use tokio::net::TcpStream;
 use tokio_rustls::{
     TlsConnector,
@@ -18,47 +20,60 @@ use tokio_rustls::{
 };
 
 use crate::{
-    hosts,
+    Options, hosts,
     link::{Link, LinkError},
+    retry,
     signal::Signal,
 };
 
-/// A collector's address, checked.
+/// Longest file of headers: eight keys of a collector.
+const HEADERS_BYTES_MAX: u64 = 16 << 10;
+
+/// Where one signal goes, checked.
 #[derive(Clone)]
 pub(crate) struct Endpoint {
-    host: String,
-    port: u16,
-    /// The `Host` header.
-    pub(crate) authority: String,
-    /// The path of the base URL, without a slash at its end.
-    base: String,
-    query: Option<String>,
+    url: Url,
+    /// The request's path.
+    pub(crate) path: String,
+    /// Beside those that OTLP sets: a collector's key, for example. Never shown.
+    pub(crate) headers: HeaderMap,
+    /// Whether bodies are sent as gzip.
+    pub(crate) gzip: bool,
+    /// For one attempt.
+    pub(crate) attempt_timeout: Duration,
     tls: Option<(TlsConnector, ServerName<'static>)>,
     hosts: PathBuf,
 }
 
-/// What is wrong with `EXPORTER_URL`.
+/// The reason why there is no place to send to.
 #[derive(Debug, thiserror::Error)]
 pub enum UrlError {
-    /// No URL at all.
-    #[error("EXPORTER_URL {0:?} is not a URL such as http://collector:4318")]
-    Malformed(String),
-    /// Neither http nor https.
-    #[error("EXPORTER_URL has scheme {0:?}, expected http or https")]
-    Scheme(String),
-    /// Credentials in the URL would end in logs.
-    #[error("EXPORTER_URL must not carry a user or password")]
-    Credentials,
+    /// A variable is not valid, or says the same as another.
+    #[error("invalid {name}: {why}")]
+    Variable {
+        /// The variable's name.
+        name: String,
+        /// The reason, without a value that may be secret.
+        why: String,
+    },
     /// A host that cannot stand in a certificate.
-    #[error("EXPORTER_URL has host {0:?}, which TLS cannot verify")]
+    #[error("invalid EXPORTER_URL: TLS cannot verify the host {0:?}")]
     ServerName(String),
     /// The authorities cannot be read.
     #[error("reading the authorities in {path}: {why}")]
     Roots {
         /// The file.
         path: PathBuf,
-        /// Why not.
+        /// The cause.
         why: String,
+    },
+    /// The file of headers cannot be read.
+    #[error("reading the headers in {path}")]
+    Headers {
+        /// The file.
+        path: PathBuf,
+        /// The cause.
+        source: io::Error,
     },
     /// No cryptography.
     #[error("setting up TLS")]
@@ -83,42 +98,68 @@ pub(crate) enum DialError {
 }
 
 impl Endpoint {
-    /// Reads a base URL. `hosts` is the file in which names are looked up first, `ca_file` replaces the
-    /// public roots.
-    pub(crate) fn parse(url: &str, hosts: PathBuf, ca_file: Option<&Path>) -> Result<Self, UrlError> {
-        let malformed = || UrlError::Malformed(url.to_owned());
-        if url.contains('@') {
-            return Err(UrlError::Credentials);
-        }
-        let uri: Uri = url.parse().map_err(|_| malformed())?;
-        let authority = uri.authority().filter(|a| !a.host().is_empty()).ok_or_else(malformed)?;
-        let (default_port, is_tls) = match uri.scheme_str() {
-            Some("http") => (80, false),
-            Some("https") => (443, true),
-            other => return Err(UrlError::Scheme(other.unwrap_or_default().to_owned())),
+    /// The place of every signal that has one, by the options and OpenTelemetry's variables.
+    pub(crate) fn all(options: &Options, settings: &Settings) -> Result<[Option<Self>; 3], UrlError> {
+        let invalid = |name: &str| {
+            let name = name.to_owned();
+            move |why| UrlError::Variable { name, why }
         };
-        let host = authority.host().trim_matches(['[', ']']).to_owned();
-        let tls = if is_tls { Some(tls(&host, ca_file)?) } else { None };
-        Ok(Self {
-            port: authority.port_u16().unwrap_or(default_port),
-            authority: authority.as_str().to_owned(),
-            base: uri.path().trim_end_matches('/').to_owned(),
-            query: uri.query().map(str::to_owned),
-            host,
-            tls,
-            hosts,
-        })
+        let own = options.exporter_url.as_deref().map(str::trim).filter(|url| !url.is_empty());
+        let own = own.map(|url| Url::base(url).map_err(invalid("EXPORTER_URL"))).transpose()?;
+        let base = match (own, settings.endpoint.all()) {
+            (Some(_), Some(_)) => {
+                let why = "EXPORTER_URL says it already: one of the two".to_owned();
+                return Err(invalid("OTEL_EXPORTER_OTLP_ENDPOINT")(why));
+            }
+            (own, standard) => own.or_else(|| standard.cloned()),
+        };
+        let from_file = options.headers_file.as_deref().map(read_headers).transpose()?;
+        let certificate = settings.certificate.as_deref().map(Path::new);
+        let trust = options.ca_file.as_deref().or(certificate);
+        let mut all = [None, None, None];
+        for signal in Signal::ALL {
+            let index = signal.index();
+            let (url, path) = match (settings.endpoint.only(index), &base) {
+                // As it is written: the specification appends nothing to a signal's own URL.
+                (Some(url), _) => (url, if url.path.is_empty() { "/" } else { &url.path }.to_owned()),
+                (None, Some(base)) => (base, format!("{}{}", base.path, signal.path())),
+                (None, None) => continue,
+            };
+            let given = settings.headers.of(index).into_iter().chain(&from_file);
+            all[index] = Some(Self {
+                url: url.clone(),
+                path,
+                headers: header_map(given),
+                gzip: settings.gzip.of(index).copied().unwrap_or(true),
+                attempt_timeout: settings.timeout.of(index).copied().unwrap_or(retry::ATTEMPT_TIMEOUT),
+                tls: if url.tls { Some(tls(&url.host, trust)?) } else { None },
+                hosts: options.hosts.clone(),
+            });
+        }
+        Ok(all)
     }
 
-    /// The path of `signal`, with a query if the base URL has one.
-    pub(crate) fn path(&self, signal: Signal) -> String {
-        let query = self.query.as_ref().map(|query| format!("?{query}")).unwrap_or_default();
-        format!("{}{}{query}", self.base, signal.path())
+    /// The place for metrics at `url`, for tests.
+    #[cfg(test)]
+    pub(crate) fn parse(url: &str, hosts: PathBuf, ca_file: Option<&Path>) -> Result<Self, UrlError> {
+        let options = Options {
+            exporter_url: Some(url.to_owned()),
+            hosts,
+            ca_file: ca_file.map(Path::to_owned),
+            ..Options::for_tests()
+        };
+        let [metrics, ..] = Self::all(&options, &Settings::default())?;
+        Ok(metrics.expect("a URL is given"))
+    }
+
+    /// The `Host` header.
+    pub(crate) fn authority(&self) -> &str {
+        &self.url.authority
     }
 
     /// Connects. The caller bounds the time.
     pub(crate) async fn dial(&self) -> Result<Link, DialError> {
-        let (host, port) = (self.host.clone(), self.port);
+        let (host, port) = (self.url.host.clone(), self.url.port);
         let addresses = hosts::resolve(&self.hosts, &host, port)
             .await
             .map_err(|source| DialError::Resolve { host: host.clone(), source })?;
@@ -137,6 +178,30 @@ impl Endpoint {
             connector.connect(name.clone(), tcp).await.map_err(|source| DialError::Tls { host, source })?;
         Ok(Link::open(stream).await?)
     }
+}
+
+/// Reads the file that `ENCLAVE_EXPORTER_HEADERS_FILE` names.
+fn read_headers(path: &Path) -> Result<Headers, UrlError> {
+    let failed = |source| UrlError::Headers { path: path.to_owned(), source };
+    let mut text = String::new();
+    let file = std::fs::File::open(path).map_err(failed)?;
+    file.take(HEADERS_BYTES_MAX + 1).read_to_string(&mut text).map_err(failed)?;
+    if text.len() as u64 > HEADERS_BYTES_MAX {
+        return Err(failed(io::Error::other(format!("longer than {HEADERS_BYTES_MAX} bytes"))));
+    }
+    exporter::headers(&text)
+        .map_err(|why| UrlError::Variable { name: "ENCLAVE_EXPORTER_HEADERS_FILE".to_owned(), why })
+}
+
+fn header_map<'a>(given: impl Iterator<Item = &'a Headers>) -> HeaderMap {
+    let mut map = HeaderMap::new();
+    for (name, value) in given.flat_map(|headers| &headers.0) {
+        if let (Ok(name), Ok(mut value)) = (name.parse::<HeaderName>(), HeaderValue::from_str(value)) {
+            value.set_sensitive(true);
+            map.insert(name, value);
+        }
+    }
+    map
 }
 
 /// TLS 1.2 and 1.3 with Mozilla's roots, or those of `ca_file`; the certificate must name `host`, whatever
@@ -170,36 +235,53 @@ mod tests {
     use super::*;
     use crate::sender::chain;
 
-    fn check(url: &str) -> String {
-        match Endpoint::parse(url, PathBuf::from("/etc/hosts"), None) {
-            Ok(e) => format!(
-                "{} {} {} {} tls={}",
-                e.host,
-                e.port,
-                e.authority,
-                e.path(Signal::Metrics),
-                e.tls.is_some()
-            ),
-            Err(error) => error.to_string(),
+    fn paths(options: &Options, variables: &[(&str, &str)]) -> String {
+        let mut settings = Settings::default();
+        variables.iter().for_each(|(name, value)| settings.take(name, value).unwrap());
+        match Endpoint::all(options, &settings) {
+            Ok(all) => {
+                let show = |endpoint: Option<Endpoint>| {
+                    endpoint.map_or("-".to_owned(), |e| format!("{}{}", e.authority(), e.path))
+                };
+                all.map(show).join(" ")
+            }
+            Err(error) => chain(&error),
         }
     }
 
-    #[test]
-    fn v1_metrics_is_appended_to_the_base_path() {
-        assert_eq!(check("http://collector:4318"), "collector 4318 collector:4318 /v1/metrics tls=false");
-        assert_eq!(check("http://c:4318/"), "c 4318 c:4318 /v1/metrics tls=false");
-        assert_eq!(check("http://c/otlp/"), "c 80 c /otlp/v1/metrics tls=false");
-        assert_eq!(check("https://c.example/a?b=c"), "c.example 443 c.example /a/v1/metrics?b=c tls=true");
-        assert_eq!(check("http://[::1]:4318"), "::1 4318 [::1]:4318 /v1/metrics tls=false");
+    fn options(url: &str) -> Options {
+        Options { exporter_url: Some(url.to_owned()), ..Options::for_tests() }
     }
 
     #[test]
-    fn a_bad_url_is_named_with_its_reason() {
-        assert!(check("collector:4318").contains("scheme"));
-        assert!(check("ftp://collector").contains("scheme \"ftp\""));
-        assert!(check("http://").contains("not a URL"));
-        assert!(check("").contains("not a URL"));
-        assert!(!check("http://user:secret@collector").contains("secret"));
+    fn a_signals_path_is_appended_to_the_base_and_its_own_url_is_used_as_it_is() {
+        assert_eq!(paths(&options("http://c:1/o/"), &[]), "c:1/o/v1/metrics c:1/o/v1/logs c:1/o/v1/traces");
+        let standard = ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://d");
+        let metrics = ("OTEL_EXPORTER_OTLP_METRICS_ENDPOINT", "http://p/api/v1/otlp/v1/metrics");
+        assert_eq!(
+            paths(&options(" "), &[standard, metrics]),
+            "p/api/v1/otlp/v1/metrics d/v1/logs d/v1/traces"
+        );
+        assert_eq!(paths(&options(""), &[metrics]), "p/api/v1/otlp/v1/metrics - -");
+        assert_eq!(paths(&options(""), &[]), "- - -");
+        assert!(paths(&options("http://c"), &[standard]).contains("one of the two"));
+        assert!(paths(&options("http://127.0.0.1:99999"), &[]).starts_with("invalid EXPORTER_URL: "));
+    }
+
+    #[test]
+    fn headers_come_from_a_file_as_well_and_no_error_repeats_them() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("headers");
+        let with_file = Options { headers_file: Some(path.clone()), ..options("http://c") };
+        assert!(paths(&with_file, &[]).starts_with("reading the headers in "));
+        std::fs::write(&path, "authorization=Bearer%20s3cr3t\nx-scope-orgid=7\n").unwrap();
+        let [metrics, ..] = Endpoint::all(&with_file, &Settings::default()).unwrap();
+        let headers = metrics.unwrap().headers;
+        assert_eq!(headers["authorization"], "Bearer s3cr3t");
+        assert!(!format!("{headers:?}").contains("s3cr3t"));
+        std::fs::write(&path, "s3cr3t").unwrap();
+        let error = paths(&with_file, &[]);
+        assert!(error.contains("ENCLAVE_EXPORTER_HEADERS_FILE") && !error.contains("s3cr3t"), "{error}");
     }
 
     /// Dials https://`name` at a TLS server whose certificate is for collector.example.

@@ -269,7 +269,8 @@ async fn collect(
 ) -> Response<Full<Bytes>> {
     let (head, body) = request.into_parts();
     let body = body.collect().await.unwrap().to_bytes();
-    let export = intake::read(&body, true).unwrap();
+    let is_gzip = head.headers.contains_key("content-encoding");
+    let export = intake::read(&body, is_gzip).unwrap();
     sender.send(Received { path: head.uri.path().to_owned(), headers: head.headers, export }).await.unwrap();
     let answer = {
         let mut state = state.lock().unwrap();

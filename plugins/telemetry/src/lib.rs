@@ -44,5 +44,6 @@ mod wire;
 #[cfg(test)]
 mod fake;
 
+pub use endpoint::UrlError;
 pub use options::{LogFormat, Options};
 pub use service::{ServeError, serve};

@@ -3,6 +3,9 @@
 use std::{path::PathBuf, time::Duration};
 
 use clap::{Parser, ValueEnum};
+use enclave_protocol::exporter::Settings;
+
+use crate::endpoint::UrlError;
 
 /// Shortest export interval: `/proc/stat` is counted in ticks, shorter windows show little but noise.
 const INTERVAL_MIN: Duration = Duration::from_millis(100);
@@ -16,7 +19,8 @@ pub struct Options {
     /// The supervisor's Unix socket
     #[arg(long, env = "ENCLAVE_SOCKET", default_value = "/run/enclave/supervisor.sock", value_name = "PATH")]
     pub socket: PathBuf,
-    /// OTLP/HTTP base URL of the collector; /v1/metrics is appended. Without it nothing is sent
+    /// OTLP/HTTP base URL of the collector; /v1/metrics, /v1/logs and /v1/traces are appended. Without it
+    /// nothing is sent
     #[arg(long, env = "EXPORTER_URL", value_name = "URL")]
     pub exporter_url: Option<String>,
     /// Loopback port for /healthz and for OTLP/HTTP from the plugins beside this one
@@ -41,6 +45,10 @@ pub struct Options {
     /// public ones
     #[arg(long, env = "ENCLAVE_EXPORTER_CA_FILE", value_name = "PATH")]
     pub ca_file: Option<PathBuf>,
+    /// File of headers for every request, name=value with the value percent-encoded, one a line: a key of the
+    /// collector, in a mounted Secret
+    #[arg(long, env = "ENCLAVE_EXPORTER_HEADERS_FILE", value_name = "PATH")]
+    pub headers_file: Option<PathBuf>,
     /// Form of the log records on standard error
     #[arg(long, env = "ENCLAVE_LOG_FORMAT", default_value = "json", value_name = "FORMAT")]
     pub log_format: LogFormat,
@@ -53,6 +61,34 @@ pub enum LogFormat {
     Json,
     /// For people.
     Text,
+}
+
+/// OpenTelemetry's own variables: each is obeyed, or refused with its name.
+pub(crate) fn standard_variables() -> Result<Settings, UrlError> {
+    let mut settings = Settings::default();
+    for (name, value) in std::env::vars_os() {
+        let (Some(name), value) = (name.to_str(), value.to_string_lossy()) else { continue };
+        settings.take(name, &value).map_err(|why| UrlError::Variable { name: name.to_owned(), why })?;
+    }
+    Ok(settings)
+}
+
+#[cfg(test)]
+impl Options {
+    /// Options without a collector and without a port.
+    pub(crate) fn for_tests() -> Self {
+        Self {
+            socket: PathBuf::from("/nonexistent/supervisor.sock"),
+            exporter_url: None,
+            host_port: None,
+            interval: Duration::from_mins(1),
+            config: PathBuf::from("/nonexistent/config.yaml"),
+            hosts: PathBuf::from("/etc/hosts"),
+            ca_file: None,
+            headers_file: None,
+            log_format: LogFormat::Text,
+        }
+    }
 }
 
 /// Reads `2s`, `500ms`, `1m`.

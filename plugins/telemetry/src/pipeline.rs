@@ -6,7 +6,7 @@
 //! the sender's.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     sync::{Arc, Mutex, PoisonError, Weak},
     time::Duration,
 };
@@ -71,8 +71,8 @@ pub(crate) enum PipelineError {
 }
 
 impl Pipeline {
-    /// A provider whose resource names this identity.
-    pub(crate) fn new(identity: Identity) -> Result<Self, PipelineError> {
+    /// A provider whose resource names this identity, and has these attributes beside it.
+    pub(crate) fn new(identity: Identity, beside: &BTreeMap<String, String>) -> Result<Self, PipelineError> {
         let body = Capture::default();
         let exporter = MetricExporter::builder()
             .with_temporality(Temporality::Cumulative)
@@ -83,8 +83,12 @@ impl Pipeline {
             .build()?;
         let attributes = identity.labels().map(|(key, value)| (key.to_owned(), value.to_owned()));
         let service = identity.service().map(|(key, value)| (key.to_owned(), value.to_owned()));
+        // The identity comes last: of two attributes with one name the SDK keeps the later one.
+        let beside = beside.iter().map(|(key, value)| (key.clone(), value.clone()));
         let resource = Resource::builder_empty()
-            .with_attributes(attributes.chain(service).map(|(key, value)| KeyValue::new(key, value)))
+            .with_attributes(
+                beside.chain(attributes).chain(service).map(|(key, value)| KeyValue::new(key, value)),
+            )
             .build();
         let reader =
             SharedReader(Arc::new(ManualReader::builder().with_temporality(Temporality::Cumulative).build()));
@@ -228,7 +232,11 @@ mod tests {
     use crate::{fake::sample, otlp};
 
     async fn exported(families: Vec<Family>) -> (Export, u64) {
-        Pipeline::new(Identity::of(&sample(1)).unwrap()).unwrap().export(families).await.unwrap()
+        Pipeline::new(Identity::of(&sample(1)).unwrap(), &BTreeMap::new())
+            .unwrap()
+            .export(families)
+            .await
+            .unwrap()
     }
 
     #[tokio::test]
@@ -258,7 +266,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_family_that_is_gone_is_not_observed_again() {
-        let mut pipeline = Pipeline::new(Identity::of(&sample(1)).unwrap()).unwrap();
+        let mut pipeline = Pipeline::new(Identity::of(&sample(1)).unwrap(), &BTreeMap::new()).unwrap();
         let (first, _) = pipeline.export(sample(1).families).await.unwrap();
         assert!(otlp::show(&first).contains(CPU_USAGE));
         let (second, _) = pipeline.export(vec![]).await.unwrap();

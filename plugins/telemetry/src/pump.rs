@@ -1,7 +1,7 @@
 //! The heart: asks for a sample, has it encoded when an export is due, queues it. One task, no state shared but
 //! counters.
 
-use std::{future::Future, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, future::Future, sync::Arc, time::Duration};
 
 use enclave_protocol::metrics::{CPU_USAGE, Family, Sample};
 use prost::Message as _;
@@ -36,6 +36,8 @@ const LAST_FETCH_TIMEOUT: Duration = Duration::from_secs(1);
 /// From samples to batches.
 pub(crate) struct Pump {
     source: Source,
+    /// Attributes of the resource beside the identity.
+    resource: BTreeMap<String, String>,
     interval: Duration,
     cadence: Cadence,
     ledger: Arc<Ledger>,
@@ -53,6 +55,7 @@ impl Pump {
     /// A pump that has seen no sample.
     pub(crate) fn new(
         source: Source,
+        resource: BTreeMap<String, String>,
         interval: Duration,
         ledger: Arc<Ledger>,
         outbox: Arc<Outbox>,
@@ -60,6 +63,7 @@ impl Pump {
     ) -> Self {
         Self {
             source,
+            resource,
             interval,
             cadence: Cadence::new(interval, Instant::now()),
             ledger,
@@ -171,7 +175,7 @@ impl Pump {
     ) -> Result<(Export, u64), PipelineError> {
         let pipeline = match self.pipeline.take().filter(|pipeline| *pipeline.identity() == identity) {
             Some(pipeline) => pipeline,
-            None => Pipeline::new(identity)?,
+            None => Pipeline::new(identity, &self.resource)?,
         };
         self.pipeline.insert(pipeline).export(families).await
     }

@@ -21,11 +21,9 @@ const RETRY_AFTER_MAX: Duration = Duration::from_mins(5);
 /// For how long the collector may put off one batch: Prometheus' look-back.
 pub(crate) const PUT_OFF_MAX: Duration = Duration::from_mins(5);
 
-/// How long an attempt and the pauses between attempts may take.
+/// How long the pauses between attempts are.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Pace {
-    /// One attempt.
-    pub(crate) attempt_timeout: Duration,
     /// The pause after so many statuses that may be tried again, for a random number in 0.0–1.0.
     pub(crate) status: fn(u32, f64) -> Duration,
     /// The pause after so many attempts without an answer.
@@ -34,7 +32,7 @@ pub(crate) struct Pace {
 
 impl Default for Pace {
     fn default() -> Self {
-        Self { attempt_timeout: ATTEMPT_TIMEOUT, status: after_status, unreachable: after_silence }
+        Self { status: after_status, unreachable: after_silence }
     }
 }
 

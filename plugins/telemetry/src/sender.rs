@@ -1,10 +1,14 @@
 //! The one task that sends a signal to the collector: takes batches from its outbox, delivers or gives up.
 
-use std::{error::Error, sync::Arc, time::Duration};
+use std::{error::Error, io::Read as _, sync::Arc, time::Duration};
 
 use bytes::Bytes;
+use flate2::read::GzDecoder;
 use http_body_util::Full;
-use hyper::{Request, StatusCode, header};
+use hyper::{
+    Method, Request, StatusCode,
+    header::{self, HeaderValue},
+};
 use opentelemetry_proto::tonic::collector::metrics::v1::ExportMetricsServiceResponse;
 use prost::Message as _;
 use tokio::time::{Instant, timeout};
@@ -18,6 +22,8 @@ use crate::{
     retry::{self, Verdict},
 };
 
+/// Names us, as the OTLP specification asks.
+const USER_AGENT: &str = concat!("enclave-telemetry/", env!("CARGO_PKG_VERSION"));
 /// Bound that the OTLP specification recommends for a response.
 const RESPONSE_BYTES_MAX: usize = 4 << 20;
 /// Shortest time between two log records.
@@ -28,10 +34,8 @@ const MESSAGE_CHARS_MAX: usize = 200;
 /// Delivers batches until the outbox is closed and empty.
 pub(crate) struct Sender {
     endpoint: Endpoint,
-    path: String,
     outbox: Arc<Outbox>,
     ledger: Arc<Ledger>,
-    attempt_timeout: Duration,
     link: Option<Link>,
     /// The state that was logged last, so that only changes are.
     logged: Option<String>,
@@ -51,14 +55,8 @@ enum Outcome {
 
 impl Sender {
     /// A sender that has not connected yet.
-    pub(crate) fn new(
-        endpoint: Endpoint,
-        outbox: Arc<Outbox>,
-        ledger: Arc<Ledger>,
-        attempt_timeout: Duration,
-    ) -> Self {
-        let path = endpoint.path(outbox.signal());
-        Self { endpoint, path, outbox, ledger, attempt_timeout, link: None, logged: None, logged_at: None }
+    pub(crate) fn new(endpoint: Endpoint, outbox: Arc<Outbox>, ledger: Arc<Ledger>) -> Self {
+        Self { endpoint, outbox, ledger, link: None, logged: None, logged_at: None }
     }
 
     /// Runs until the outbox is closed and empty.
@@ -102,7 +100,7 @@ impl Sender {
         }
         if self.logged.is_some() && self.may_log() {
             self.logged = None;
-            let collector = &self.endpoint.authority;
+            let collector = self.endpoint.authority();
             tracing::info!(collector, signal = signal.name(), "the collector takes data again");
         }
     }
@@ -117,7 +115,7 @@ impl Sender {
     fn log(&mut self, why: String, what: &str) {
         if self.logged.as_ref() != Some(&why) && self.may_log() {
             let signal = self.outbox.signal().name();
-            tracing::warn!(collector = self.endpoint.authority, signal, why, "{what}");
+            tracing::warn!(collector = self.endpoint.authority(), signal, why, "{what}");
             self.logged = Some(why);
         }
     }
@@ -133,7 +131,7 @@ impl Sender {
     }
 
     async fn attempt(&mut self, body: Bytes) -> Outcome {
-        let limit = self.attempt_timeout;
+        let limit = self.endpoint.attempt_timeout;
         match timeout(limit, self.exchange(body)).await {
             Ok(outcome) => outcome,
             Err(_) => {
@@ -172,25 +170,59 @@ impl Sender {
     }
 
     fn request(&self, body: Bytes) -> Request<Full<Bytes>> {
-        Request::post(self.path.as_str())
-            .header(header::HOST, self.endpoint.authority.as_str())
-            .header(header::CONTENT_TYPE, "application/x-protobuf")
-            .header(header::CONTENT_ENCODING, "gzip")
-            .header(header::USER_AGENT, concat!("enclave-telemetry/", env!("CARGO_PKG_VERSION")))
-            .body(Full::new(body))
-            .expect("invariant: path and authority come from a parsed URI")
+        let body = if self.endpoint.gzip { body } else { unpacked(&body) };
+        let mut request = Request::new(Full::new(body));
+        *request.method_mut() = Method::POST;
+        *request.uri_mut() =
+            self.endpoint.path.parse().expect("invariant: the path comes from a URL of visible ASCII");
+        let host = HeaderValue::from_str(self.endpoint.authority());
+        let headers = request.headers_mut();
+        headers.insert(header::USER_AGENT, HeaderValue::from_static(USER_AGENT));
+        headers.extend(self.endpoint.headers.clone());
+        headers.insert(header::HOST, host.expect("invariant: the authority is visible ASCII"));
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/x-protobuf"));
+        if self.endpoint.gzip {
+            headers.insert(header::CONTENT_ENCODING, HeaderValue::from_static("gzip"));
+        }
+        request
     }
 }
 
+/// The body as it was encoded, where compression is switched off.
+fn unpacked(body: &[u8]) -> Bytes {
+    let mut bytes = Vec::new();
+    let read = GzDecoder::new(body).read_to_end(&mut bytes);
+    read.expect("invariant: the body was compressed here");
+    bytes.into()
+}
+
 /// Reads the body of a success. One that is not OTLP's is no reason to send again.
-fn accepted(content_type: Option<&header::HeaderValue>, body: &[u8]) -> Outcome {
+fn accepted(content_type: Option<&HeaderValue>, body: &[u8]) -> Outcome {
     let is_json = content_type.is_some_and(|value| value.as_bytes().starts_with(b"application/json"));
-    let response = if is_json { None } else { ExportMetricsServiceResponse::decode(body).ok() };
-    let partial = response.and_then(|response| response.partial_success).unwrap_or_default();
+    let (rejected, message) = if is_json { partial_json(body) } else { partial_protobuf(body) };
     Outcome::Accepted {
-        rejected: u64::try_from(partial.rejected_data_points).unwrap_or(0),
-        message: partial.error_message.chars().take(MESSAGE_CHARS_MAX).collect(),
+        rejected: u64::try_from(rejected).unwrap_or(0),
+        message: message.chars().take(MESSAGE_CHARS_MAX).collect(),
     }
+}
+
+/// The responses of all signals have the same form on the wire.
+fn partial_protobuf(body: &[u8]) -> (i64, String) {
+    let response = ExportMetricsServiceResponse::decode(body).unwrap_or_default();
+    let partial = response.partial_success.unwrap_or_default();
+    (partial.rejected_data_points, partial.error_message)
+}
+
+/// The JSON form: integers of 64 bits are strings, and readers take numbers too.
+fn partial_json(body: &[u8]) -> (i64, String) {
+    let response: serde_json::Value = serde_json::from_slice(body).unwrap_or_default();
+    let partial = &response["partialSuccess"];
+    let names = ["rejectedDataPoints", "rejectedLogRecords", "rejectedSpans"];
+    let rejected = names.iter().find_map(|name| {
+        let number = partial.get(name)?;
+        number.as_i64().or_else(|| number.as_str()?.parse().ok())
+    });
+    (rejected.unwrap_or(0), partial["errorMessage"].as_str().unwrap_or_default().to_owned())
 }
 
 fn refusal(status: StatusCode) -> String {
@@ -229,11 +261,8 @@ mod tests {
         signal::Signal,
     };
 
-    const QUICK: Pace = Pace {
-        attempt_timeout: Duration::from_secs(5),
-        status: |_, _| Duration::from_millis(1),
-        unreachable: |_, _| Duration::from_millis(1),
-    };
+    const QUICK: Pace =
+        Pace { status: |_, _| Duration::from_millis(1), unreachable: |_, _| Duration::from_millis(1) };
 
     struct Rig {
         outbox: Arc<Outbox>,
@@ -242,10 +271,15 @@ mod tests {
     }
 
     fn rig(url: &str, pace: Pace) -> Rig {
+        impatient_rig(url, pace, Duration::from_secs(5))
+    }
+
+    fn impatient_rig(url: &str, pace: Pace, attempt_timeout: Duration) -> Rig {
         let ledger = Arc::new(Ledger::new());
         let outbox = Arc::new(Outbox::paced(Signal::Metrics, Arc::clone(&ledger), pace));
-        let endpoint = Endpoint::parse(url, PathBuf::from("/etc/hosts"), None).unwrap();
-        let sender = Sender::new(endpoint, Arc::clone(&outbox), Arc::clone(&ledger), pace.attempt_timeout);
+        let mut endpoint = Endpoint::parse(url, PathBuf::from("/etc/hosts"), None).unwrap();
+        endpoint.attempt_timeout = attempt_timeout;
+        let sender = Sender::new(endpoint, Arc::clone(&outbox), Arc::clone(&ledger));
         let mut tasks = JoinSet::new();
         tasks.spawn(sender.run());
         Rig { outbox, ledger, tasks }
@@ -371,6 +405,58 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_partial_success_in_json_counts_as_well() {
+        let mut collector = Collector::start().await;
+        let body = br#"{"partialSuccess":{"rejectedDataPoints":"1","errorMessage":"bad name"}}"#;
+        collector.answer_once(
+            Answer::status(200).header("content-type", "application/json; charset=utf-8").body(body.to_vec()),
+        );
+        let rig = rig(&collector.url(), QUICK);
+        rig.push(1.0);
+        collector.next().await;
+        assert_eq!(rig.finish().await, "dropped.rejected=1");
+        for body in ["", "{", "[]", "{\"partialSuccess\":7}", "{\"partialSuccess\":{\"rejectedSpans\":-1}}"] {
+            let json = HeaderValue::from_static("application/json");
+            let nothing = Outcome::Accepted { rejected: 0, message: String::new() };
+            assert_eq!(accepted(Some(&json), body.as_bytes()), nothing, "{body}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_message_without_rejected_items_is_a_warning_and_no_error() {
+        let mut collector = Collector::start().await;
+        let partial =
+            ExportMetricsPartialSuccess { rejected_data_points: 0, error_message: "slow down".to_owned() };
+        let body = ExportMetricsServiceResponse { partial_success: Some(partial) }.encode_to_vec();
+        collector.answer_once(Answer::status(200).body(body));
+        let rig = rig(&collector.url(), QUICK);
+        rig.push(1.0);
+        collector.next().await;
+        let ledger = Arc::clone(&rig.ledger);
+        assert_eq!(rig.finish().await, "sent=1");
+        assert_eq!(ledger.account(Signal::Metrics).last_error, None);
+    }
+
+    #[tokio::test]
+    async fn headers_and_compression_are_those_that_were_asked_for() {
+        let mut collector = Collector::start().await;
+        let mut endpoint = Endpoint::parse(&collector.url(), PathBuf::from("/etc/hosts"), None).unwrap();
+        endpoint.gzip = false;
+        endpoint.headers.insert("authorization", HeaderValue::from_static("Bearer x"));
+        endpoint.headers.insert("user-agent", HeaderValue::from_static("mine"));
+        let ledger = Arc::new(Ledger::new());
+        let outbox = Arc::new(Outbox::new(Signal::Metrics, Arc::clone(&ledger)));
+        let mut tasks = JoinSet::new();
+        tasks.spawn(Sender::new(endpoint, Arc::clone(&outbox), ledger).run());
+        outbox.push(batch("g", 1.0));
+        let request = collector.next().await;
+        assert_eq!(request.headers["authorization"], "Bearer x");
+        assert_eq!(request.headers["user-agent"], "mine");
+        assert!(!request.headers.contains_key("content-encoding"));
+        assert_eq!(request.export, gauge_export("g", 1.0));
+    }
+
+    #[tokio::test]
     async fn an_answer_that_is_too_long_is_not_a_reason_to_send_again() {
         let mut collector = Collector::start().await;
         collector.answer_once(Answer::status(200).body(vec![0; RESPONSE_BYTES_MAX + 1]));
@@ -386,8 +472,7 @@ mod tests {
     async fn a_collector_that_never_answers_costs_bounded_memory_and_what_is_lost_is_counted() {
         let collector = Collector::start().await;
         collector.answer_always(Answer::never());
-        let pace = Pace { attempt_timeout: Duration::from_millis(5), ..QUICK };
-        let rig = rig(&collector.url(), pace);
+        let rig = impatient_rig(&collector.url(), QUICK, Duration::from_millis(5));
         for n in 0..3000 {
             rig.push(f64::from(n));
             let account = rig.account();

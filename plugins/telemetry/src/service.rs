@@ -1,6 +1,7 @@
 //! Wiring: options become tasks; tasks are joined in the order that the library's header names.
 
 use std::{
+    collections::BTreeMap,
     future::Future,
     io,
     net::Ipv4Addr,
@@ -8,6 +9,7 @@ use std::{
     time::Duration,
 };
 
+use enclave_protocol::exporter::Settings;
 use prost::Message as _;
 use tokio::{
     net::TcpListener,
@@ -23,6 +25,7 @@ use crate::{
     endpoint::{Endpoint, UrlError},
     identity::Identity,
     ledger::{Dropped, Ledger},
+    options::standard_variables,
     otlp,
     outbox::{Batch, Outbox, Outboxes},
     pipeline::Pipeline,
@@ -81,7 +84,7 @@ pub fn serve(options: &Options) -> Result<(), ServeError> {
     let result = runtime.block_on(async {
         let terminate = signal(SignalKind::terminate()).map_err(ServeError::Start)?;
         let interrupt = signal(SignalKind::interrupt()).map_err(ServeError::Start)?;
-        let service = Service::new(options).await?;
+        let service = Service::new(options, &standard_variables()?).await?;
         service.run(either(terminate, interrupt)).await;
         Ok(())
     });
@@ -99,7 +102,8 @@ async fn either(mut terminate: UnixSignal, mut interrupt: UnixSignal) {
 
 /// Everything checked and bound, nothing running yet.
 pub(crate) struct Service {
-    endpoint: Option<Endpoint>,
+    endpoints: [Option<Endpoint>; 3],
+    resource: BTreeMap<String, String>,
     listener: Option<TcpListener>,
     source: Source,
     interval: Duration,
@@ -110,15 +114,14 @@ pub(crate) struct Service {
 
 impl Service {
     /// Checks the options, reads the configuration and binds the port.
-    pub(crate) async fn new(options: &Options) -> Result<Self, ServeError> {
+    pub(crate) async fn new(options: &Options, settings: &Settings) -> Result<Self, ServeError> {
         let ledger = Arc::new(Ledger::new());
         configure(options, &ledger);
         // Tried before the first sample, so that it fails at the start or never.
-        Pipeline::new(Identity::nobody()).map_err(|error| ServeError::Sdk(error.into()))?;
-        let url = options.exporter_url.as_deref().map(str::trim).filter(|url| !url.is_empty());
-        let trust = options.ca_file.as_deref();
-        let endpoint = url.map(|url| Endpoint::parse(url, options.hosts.clone(), trust)).transpose()?;
-        if endpoint.is_none() {
+        Pipeline::new(Identity::nobody(), &settings.resource)
+            .map_err(|error| ServeError::Sdk(error.into()))?;
+        let endpoints = Endpoint::all(options, settings)?;
+        if endpoints.iter().all(Option::is_none) {
             tracing::error!("EXPORTER_URL is not set: metrics are counted as dropped, nothing is sent");
         }
         let listener = match options.host_port {
@@ -131,7 +134,8 @@ impl Service {
         };
         let source = Source::new(options.socket.clone());
         Ok(Self {
-            endpoint,
+            endpoints,
+            resource: settings.resource.clone(),
             listener,
             source,
             interval: options.interval,
@@ -143,23 +147,22 @@ impl Service {
 
     /// Runs until `stop`, then stops in order.
     pub(crate) async fn run(self, stop: impl Future<Output = ()>) {
-        let Self { endpoint, listener, source, interval, ledger, pace, flush_timeout } = self;
+        let Self { endpoints, resource, listener, source, interval, ledger, pace, flush_timeout } = self;
         let (identity, told) = watch::channel(None);
         let (receiver_stop, pump_stop) = (Stop::new(), Stop::new());
         let (mut receiving, mut pumping, mut sending) = (JoinSet::new(), JoinSet::new(), JoinSet::new());
         let outboxes = Outboxes::new(|signal| {
             let ledger = Arc::clone(&ledger);
-            match &endpoint {
+            match &endpoints[signal.index()] {
                 Some(_) => Outbox::paced(signal, ledger, pace),
                 None => Outbox::without_exporter(signal, ledger),
             }
         });
-        if let Some(endpoint) = endpoint {
-            tracing::info!(collector = endpoint.authority, interval = ?interval, "sending metrics");
-            for outbox in outboxes.iter() {
-                let (endpoint, outbox, ledger) = (endpoint.clone(), Arc::clone(outbox), Arc::clone(&ledger));
-                sending.spawn(Sender::new(endpoint, outbox, ledger, pace.attempt_timeout).run());
-            }
+        for (endpoint, outbox) in endpoints.into_iter().zip(outboxes.iter()) {
+            let Some(endpoint) = endpoint else { continue };
+            let (collector, signal) = (endpoint.authority(), outbox.signal().name());
+            tracing::info!(collector, signal, interval = ?interval, "sending telemetry");
+            sending.spawn(Sender::new(endpoint, Arc::clone(outbox), Arc::clone(&ledger)).run());
         }
         let series = AppSeries::default();
         if let Some(listener) = listener {
@@ -168,7 +171,7 @@ impl Service {
             receiving.spawn(receiver.run(listener, receiver_stop.told()));
         }
         let outbox = Arc::clone(outboxes.of(Signal::Metrics));
-        let pump = Pump::new(source, interval, Arc::clone(&ledger), outbox, identity);
+        let pump = Pump::new(source, resource, interval, Arc::clone(&ledger), outbox, identity);
         pumping.spawn(pump.run(pump_stop.told()));
 
         tokio::select! {
@@ -263,14 +266,11 @@ impl Stop {
 
 #[cfg(test)]
 mod tests {
-    use std::path::PathBuf;
-
     use enclave_protocol::metrics::{ATTRIBUTE_INSTANCE, CPU_USAGE, Point};
     use tokio::sync::oneshot;
 
     use super::*;
     use crate::{
-        LogFormat,
         fake::{Answer, Collector, Supervisor, gauge_export, sample},
     };
 
@@ -278,17 +278,7 @@ mod tests {
     const SHORT: Duration = Duration::from_millis(20);
 
     fn options(supervisor: &Supervisor, url: Option<String>) -> Options {
-        Options {
-            socket: supervisor.socket(),
-            exporter_url: url,
-            host_port: None,
-            // The first export does not wait for it.
-            interval: Duration::from_mins(1),
-            config: PathBuf::from("/nonexistent/config.yaml"),
-            hosts: PathBuf::from("/etc/hosts"),
-            ca_file: None,
-            log_format: LogFormat::Text,
-        }
+        Options { socket: supervisor.socket(), exporter_url: url, ..Options::for_tests() }
     }
 
     struct Running {
@@ -298,7 +288,7 @@ mod tests {
     }
 
     async fn start(options: &Options) -> Running {
-        run(Service::new(options).await.unwrap())
+        run(Service::new(options, &Settings::default()).await.unwrap())
     }
 
     fn run(service: Service) -> Running {
@@ -370,7 +360,7 @@ mod tests {
     async fn the_series_of_apps_end_with_the_plugin() {
         let (supervisor, mut collector) = (Supervisor::start(), Collector::start().await);
         supervisor.show(&sample(1));
-        let mut service = Service::new(&options(&supervisor, Some(collector.url()))).await.unwrap();
+        let mut service = Service::new(&options(&supervisor, Some(collector.url())), &Settings::default()).await.unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         service.listener = Some(listener);
@@ -469,7 +459,8 @@ mod tests {
         let (supervisor, mut collector) = (Supervisor::start(), Collector::start().await);
         collector.answer_always(Answer::never());
         supervisor.show(&sample(1));
-        let mut service = Service::new(&options(&supervisor, Some(collector.url()))).await.unwrap();
+        let mut service =
+            Service::new(&options(&supervisor, Some(collector.url())), &Settings::default()).await.unwrap();
         service.flush_timeout = Duration::from_millis(50);
         let running = run(service);
         let ledger = Arc::clone(&running.ledger);
@@ -487,10 +478,10 @@ mod tests {
         let taken = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let mut options = options(&supervisor, None);
         options.host_port = Some(taken.local_addr().unwrap().port());
-        assert_eq!(Service::new(&options).await.err().unwrap().exit_code(), 2);
+        assert_eq!(Service::new(&options, &Settings::default()).await.err().unwrap().exit_code(), 2);
         options.host_port = None;
         options.exporter_url = Some("collector:4318".to_owned());
-        let error = Service::new(&options).await.err().unwrap();
+        let error = Service::new(&options, &Settings::default()).await.err().unwrap();
         assert_eq!(error.exit_code(), 2);
         assert!(error.chain().contains("EXPORTER_URL"));
     }

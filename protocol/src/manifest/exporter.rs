@@ -5,17 +5,47 @@ use super::egress::Destinations;
 use super::fqdn;
 use super::node::{Node, Value};
 use super::scalar::quoted;
+use crate::exporter::{PATHS, Settings, Url};
 
-/// Checks `EXPORTER_URL` and `HOST_PORT` in the list `env` of the telemetry plugin.
+/// Checks `EXPORTER_URL`, `HOST_PORT` and the standard variables in the list `env` of the telemetry plugin.
 pub(super) fn check(env: &Cursor<'_>, destinations: &Destinations) {
-    if let Some((cursor, url)) = variable(env, "EXPORTER_URL") {
-        cursor.checked(check_url(url, destinations));
+    let own = variable(env, "EXPORTER_URL");
+    if let Some((cursor, url)) = &own {
+        cursor.checked(Url::base(url).and_then(|parsed| allowed(&parsed, url, destinations)));
     }
     if let Some((cursor, port)) = variable(env, "HOST_PORT")
         && !(port.bytes().all(|b| b.is_ascii_digit()) && port.parse::<u16>().is_ok_and(|port| port > 0))
     {
         cursor.error(format!("{} is no port: a number from 1 to 65535", quoted(port)));
     }
+    for (cursor, name, value) in variables(env) {
+        cursor.checked(check_standard(name, value, own.is_some(), destinations));
+    }
+}
+
+/// Checks one of OpenTelemetry's variables.
+fn check_standard(name: &str, value: &str, has_url: bool, destinations: &Destinations) -> Result<(), String> {
+    let mut settings = Settings::default();
+    settings.take(name, value)?;
+    if has_url && settings.endpoint.all().is_some() {
+        return Err("EXPORTER_URL says it already: one of the two".to_owned());
+    }
+    match (0..PATHS.len()).find_map(|signal| settings.endpoint.of(signal)) {
+        Some(url) => allowed(url, value, destinations),
+        None => Ok(()),
+    }
+}
+
+/// All variables with names and values.
+fn variables<'a>(env: &Cursor<'a>) -> Vec<(Cursor<'a>, &'a str, &'a str)> {
+    let Value::Sequence(items) = &env.node.value else { return Vec::new() };
+    let read = |(node, item): (&'a Node, Cursor<'a>)| {
+        let Value::Scalar(name) = &node.get("name")?.value else { return None };
+        let value = item.mapping()?.field("value")?;
+        let Value::Scalar(text) = &value.node.value else { return None };
+        Some((value, name.text.as_str(), text.text.as_str()))
+    };
+    items.iter().zip(env.items(items.len())).filter_map(read).collect()
 }
 
 /// The value of a variable. Mistakes in the list were reported where it was checked.
@@ -32,36 +62,13 @@ fn variable<'a>(env: &Cursor<'a>, name: &str) -> Option<(Cursor<'a>, &'a str)> {
     Some((value, &scalar.text))
 }
 
-fn check_url(url: &str, destinations: &Destinations) -> Result<(), String> {
-    let (default_port, tls, rest) = if let Some(rest) = url.strip_prefix("http://") {
-        (80, false, rest)
-    } else if let Some(rest) = url.strip_prefix("https://") {
-        (443, true, rest)
-    } else {
-        return Err("no URL of a collector: it begins with http:// or https://".to_owned());
-    };
-    if rest.contains('@') {
-        // The value is not repeated here: it may hold a password.
-        return Err("a collector's URL must not hold a user name or password".to_owned());
-    }
-    let shown = quoted(url);
-    if rest.contains(['?', '#']) || !url.bytes().all(|b| b.is_ascii_graphic()) {
-        return Err(format!(
-            "{shown} is no base URL: /v1/metrics is appended, so it has no query or fragment"
-        ));
-    }
-    let authority = rest.split('/').next().unwrap_or_default();
-    let (host, port) = match authority.rsplit_once(':') {
-        Some((host, port)) if !port.contains(']') => {
-            let number = port.parse::<u16>().ok().filter(|port| *port > 0);
-            (host, number.ok_or_else(|| format!("{shown} has no valid port"))?)
-        }
-        _ => (authority, default_port),
-    };
-    let host = fqdn::parse(host)?;
+/// Whether an outbound connection leads to `url`, which was written as `text`.
+fn allowed(url: &Url, text: &str, destinations: &Destinations) -> Result<(), String> {
+    let (shown, port) = (quoted(text), url.port);
+    let host = fqdn::parse(&url.host)?;
     let rule = destinations.resolved.iter().find(|egress| egress.fqdn == host && egress.port == port);
     match rule {
-        Some(rule) if rule.tls && !tls => {
+        Some(rule) if rule.tls && !url.tls => {
             Err(format!("{shown} is plaintext, but the outboundConnection to {host}:{port} demands TLS"))
         }
         Some(_) => Ok(()),

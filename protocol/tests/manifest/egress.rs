@@ -279,24 +279,59 @@ fn the_collector_must_be_an_allowed_destination() {
         "http://10.0.0.1:4318",
         "http://[::1]:4318",
         "http://c.example:4318/?x=y",
+        "http://c.example:4318/v1/metrics",
+        "http://c.example:99999",
+        "http://c.example:",
         "http://",
         "",
     ];
     expect![[r#"
         9:41: spec.plugins.telemetry.env[0].value: no outboundConnection of the telemetry plugin allows c.example:80
         9:41: spec.plugins.telemetry.env[0].value: no outboundConnection of the telemetry plugin allows d.example:4318
-        9:41: spec.plugins.telemetry.env[0].value: no URL of a collector: it begins with http:// or https://
-        9:41: spec.plugins.telemetry.env[0].value: no URL of a collector: it begins with http:// or https://
+        9:41: spec.plugins.telemetry.env[0].value: not a URL of a collector, which begins with http:// or https://
+        9:41: spec.plugins.telemetry.env[0].value: not a URL of a collector, which begins with http:// or https://
         9:41: spec.plugins.telemetry.env[0].value: a collector's URL must not hold a user name or password
-        9:41: spec.plugins.telemetry.env[0].value: no URL of a collector: it begins with http:// or https://
-        9:41: spec.plugins.telemetry.env[0].value: "http://c.example:0" has no valid port
-        9:41: spec.plugins.telemetry.env[0].value: "http://c.example:http" has no valid port
+        9:41: spec.plugins.telemetry.env[0].value: not a URL of a collector, which begins with http:// or https://
+        9:41: spec.plugins.telemetry.env[0].value: "http://c.example:0" has no valid port, a number from 1 to 65535
+        9:41: spec.plugins.telemetry.env[0].value: "http://c.example:http" has no valid port, a number from 1 to 65535
         9:41: spec.plugins.telemetry.env[0].value: "10.0.0.1" is an IP address: egress goes to host names only
-        9:41: spec.plugins.telemetry.env[0].value: "[::1]" is an IP address: egress goes to host names only
-        9:41: spec.plugins.telemetry.env[0].value: "http://c.example:4318/?x=y" is no base URL: /v1/metrics is appended, so it has no query or fragment
-        9:41: spec.plugins.telemetry.env[0].value: "" is no host name: 1 to 253 characters
-        9:41: spec.plugins.telemetry.env[0].value: no URL of a collector: it begins with http:// or https://
+        9:41: spec.plugins.telemetry.env[0].value: "::1" is an IP address: egress goes to host names only
+        9:41: spec.plugins.telemetry.env[0].value: not a base URL: a path is appended, so it has no query, fragment or space
+        9:41: spec.plugins.telemetry.env[0].value: "http://c.example:4318/v1/metrics" ends in /v1/metrics, which is appended: write the URL without /v1/metrics
+        9:41: spec.plugins.telemetry.env[0].value: "http://c.example:99999" has no valid port, a number from 1 to 65535
+        9:41: spec.plugins.telemetry.env[0].value: "http://c.example:" has no valid port, a number from 1 to 65535
+        9:41: spec.plugins.telemetry.env[0].value: "http://" has no valid host
+        9:41: spec.plugins.telemetry.env[0].value: not a URL of a collector, which begins with http:// or https://
     "#]].assert_eq(&refused.map(|url| with_collector(url, plain)).concat());
+}
+
+#[test]
+fn a_standard_variable_is_obeyed_or_a_mistake_where_it_stands() {
+    let check = |variable: &str| {
+        let text = with_telemetry(&format!(
+            "outboundConnections: [{{fqdn: c.example, port: 4318}}]\nenv: [{{name: A, value: b}}, {variable}]"
+        ));
+        outcome(&text, &Context::default())
+    };
+    let accepted = [
+        "{name: OTEL_EXPORTER_OTLP_ENDPOINT, value: 'http://c.example:4318'}",
+        "{name: OTEL_EXPORTER_OTLP_HEADERS, value: 'authorization=Bearer%20x'}",
+    ];
+    for variable in accepted {
+        assert_eq!(check(variable), "ok\n", "{variable}");
+    }
+    let refused = [
+        "{name: OTEL_EXPORTER_OTLP_PROTOCOL, value: grpc}",
+        "{name: OTEL_EXPORTER_OTLP_ENDPOINT, value: 'http://c.example:1'}",
+        "{name: OTEL_EXPORTER_OTLP_METRICS_ENDPOINT, value: 'http://d.example:4318/x'}",
+        "{name: OTEL_SERVICE_NAME, value: x}",
+    ];
+    expect![[r#"
+        9:77: spec.plugins.telemetry.env[1].value: expected http/protobuf, the only protocol that is spoken
+        9:77: spec.plugins.telemetry.env[1].value: no outboundConnection of the telemetry plugin allows c.example:1
+        9:85: spec.plugins.telemetry.env[1].value: no outboundConnection of the telemetry plugin allows d.example:4318
+        9:67: spec.plugins.telemetry.env[1].value: the service's name is the deployment's, metadata.name
+    "#]].assert_eq(&refused.map(check).concat());
 }
 
 #[test]
