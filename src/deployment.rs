@@ -437,8 +437,9 @@ impl Layout<'_> {
             metrics: access.contains(&Access::Metrics),
             status: access.contains(&Access::Status),
             logs: access.contains(&Access::Logs),
+            telemetry: self.plugin.kind == PluginKind::Telemetry,
         };
-        if access.is_empty() {
+        if access.is_empty() && !grants.telemetry {
             return Ok(None);
         }
         let path = self.dir.join("supervisor.sock");

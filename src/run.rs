@@ -299,7 +299,7 @@ fn serve(
     };
     let socket =
         bind_inside(&options.socket).map_err(tried(format!("listen on {}", options.socket.display())))?;
-    let grants = Grants { metrics: true, status: true, logs: true };
+    let grants = Grants { metrics: true, status: true, logs: true, telemetry: false };
     servers.spawn(serve_inside(socket, Arc::clone(shared), Caller::Inside(grants)));
     Ok((servers, ingress_listener))
 }

@@ -17,5 +17,6 @@ pub fn awaiting(boot_id: &str) -> Status {
         log_seq: 0,
         plugins: Vec::new(),
         measurements: BTreeMap::new(),
+        telemetry: None,
     }
 }

@@ -7,8 +7,8 @@
 use std::{fmt::Write as _, sync::Arc};
 
 use enclave_protocol::{
-    control::{Phase, PluginPhase, PluginStatus, Status},
-    glance,
+    control::{Condition, Phase, PluginPhase, PluginStatus, Status},
+    glance, telemetry,
     timestamp::Timestamp,
 };
 use hyper::{HeaderMap, Method, Request, Response, StatusCode, body::Incoming, header};
@@ -17,7 +17,7 @@ use serde::Serialize;
 use crate::{
     clock,
     http::{self, Answer, Body},
-    view::{Shared, View},
+    view::{STDOUT_BROKEN, Shared, View},
 };
 
 /// Longest line of an answer, in characters: the kubelet puts the whole body into an event.
@@ -71,8 +71,13 @@ impl Answer for Health {
         if wants_json(request.headers()) {
             return http::json(status, &verdict);
         }
-        let plugins = view.status.as_ref().filter(|_| verbose && path == "/readyz");
-        http::text(status, "text/plain; charset=utf-8", verdict.text(plugins))
+        let is_verbose = verbose && path == "/readyz";
+        let plugins = view.status.as_ref().filter(|_| is_verbose);
+        let mut text = verdict.text(plugins);
+        if is_verbose {
+            text.push_str(&remarks(&view));
+        }
+        http::text(status, "text/plain; charset=utf-8", text)
     }
 }
 
@@ -134,7 +139,7 @@ fn is_well(plugin: &PluginStatus) -> bool {
 /// A loop that ends takes the process with it, so an answer proves all of them but one: shipping logs goes on
 /// trying when stdout is closed, and only a new process gets a new stdout.
 fn alive(view: &View) -> Verdict {
-    Verdict::of(view.sink_broken.then(|| Cause::enclave("StdoutBroken")).into_iter().collect())
+    Verdict::of(view.sink_broken.then(|| Cause::enclave(STDOUT_BROKEN)).into_iter().collect())
 }
 
 fn ready(view: &View, now: Timestamp) -> Verdict {
@@ -162,6 +167,18 @@ fn ready(view: &View, now: Timestamp) -> Verdict {
         reasons.push(Cause::enclave("NotReady"));
     }
     Verdict::of(reasons)
+}
+
+/// A line per condition that does not make the enclave unready, but that somebody should look at.
+fn remarks(view: &View) -> String {
+    let shown = [STDOUT_BROKEN, telemetry::EXPORT_FAILING, telemetry::SILENT];
+    let conditions =
+        view.conditions().into_iter().filter(|condition| shown.contains(&condition.kind.as_str()));
+    let line = |condition: Condition| {
+        let text = format!("! {}: {}", glance::clean(&condition.kind), glance::clean(&condition.message));
+        format!("{}\n", glance::cut(&text, LINE_MAX))
+    };
+    conditions.map(line).collect()
 }
 
 /// For a plugin whose status gives no reason.

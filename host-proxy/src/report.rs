@@ -95,6 +95,9 @@ impl Report {
             writeln!(text, "The enclave does not run this proxy's manifest.").ok();
         }
         writeln!(text, "cpu {}  memory {}", percent(self.cpu_usage), percent(self.memory_usage)).ok();
+        if let Some(telemetry) = &status.telemetry {
+            writeln!(text, "telemetry {}", clean(&telemetry.line(self.time))).ok();
+        }
         writeln!(text, "digest {}", status.digest.as_deref().map_or_else(|| "-".to_owned(), clean)).ok();
         text.push_str(&measurements(status));
         text.push('\n');
@@ -203,6 +206,7 @@ mod tests {
                 log_seq: 1,
                 plugins: vec![plugin("telemetry"), failing],
                 measurements: BTreeMap::new(),
+                telemetry: None,
             }),
             conditions: vec![Condition {
                 kind: "PolicyOpen".into(),

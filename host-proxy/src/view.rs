@@ -75,12 +75,21 @@ pub(crate) struct View {
     pub(crate) end: Option<String>,
 }
 
+/// Type of the condition of a host-proxy whose standard output is closed.
+pub(crate) const STDOUT_BROKEN: &str = "StdoutBroken";
+
 impl View {
     /// All remarks: the enclave's, those of its status, and our own; each once.
     pub(crate) fn conditions(&self) -> Vec<Condition> {
         let status = self.status.iter().flat_map(|status| &status.conditions);
         let mut all: Vec<Condition> = Vec::new();
-        for condition in self.remarks.iter().chain(status).chain(&self.drift) {
+        let stdout = self.sink_broken.then(|| Condition {
+            kind: STDOUT_BROKEN.to_owned(),
+            message: "standard output is closed: log records stay in the enclave, and only a new host-proxy \
+                      gets a new one"
+                .to_owned(),
+        });
+        for condition in self.remarks.iter().chain(status).chain(&self.drift).chain(&stdout) {
             if !all.contains(condition) {
                 all.push(condition.clone());
             }

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use base64::{Engine as _, prelude::BASE64_STANDARD};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
-use crate::timestamp::Timestamp;
+use crate::{telemetry::TelemetryStatus, timestamp::Timestamp};
 
 /// vsock port on which the enclave answers the control API. Above 65535, so that it never meets a TCP port.
 pub const CONTROL_PORT: u32 = 100_000;
@@ -221,6 +221,9 @@ pub struct Status {
     pub measurements: BTreeMap<String, String>,
     /// In start order.
     pub plugins: Vec<PluginStatus>,
+    /// What the telemetry plugin last said of its exports.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub telemetry: Option<TelemetryStatus>,
 }
 
 impl Status {

@@ -220,6 +220,7 @@ mod tests {
             log_seq: 0,
             measurements: [].into(),
             plugins,
+            telemetry: None,
         };
         expected.assert_eq(&table(&status, NOW, width));
     }

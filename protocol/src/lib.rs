@@ -14,6 +14,7 @@ pub mod policy;
 pub mod relay;
 pub mod signature;
 pub mod stream;
+pub mod telemetry;
 pub mod timestamp;
 #[cfg(feature = "transport")]
 pub mod transport;

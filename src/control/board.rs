@@ -9,6 +9,7 @@ use enclave_protocol::{
     control::{AckRequest, DrainRequest, ManifestAccepted, Status, TOKEN_BYTES},
     digest::hex,
     metrics::Sample,
+    telemetry::TelemetryStatus,
 };
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -50,6 +51,8 @@ pub struct Board {
     pub status: watch::Sender<Arc<Status>>,
     /// The latest sample.
     pub sample: watch::Sender<Option<Arc<Sample>>>,
+    /// The telemetry plugin's latest report.
+    pub telemetry: watch::Sender<Option<TelemetryStatus>>,
     /// What the host has acknowledged.
     pub acknowledged: watch::Sender<Acknowledged>,
     /// Log records.
@@ -116,6 +119,7 @@ impl Board {
         Self {
             status: watch::Sender::new(Arc::new(status)),
             sample: watch::Sender::new(None),
+            telemetry: watch::Sender::new(None),
             acknowledged: watch::Sender::new(Acknowledged::default()),
             rings,
             events: Events::new(),

@@ -10,7 +10,10 @@ use enclave_protocol::control::{
     AckRequest, BODY_MAX, BOOT_FAILED, ClockRequest, DrainRequest, MANIFEST_BODY_MAX, ManifestRequest, Phase,
     Problem, REQUEST_SECONDS_MAX, Status,
 };
-use enclave_protocol::metrics::Sample;
+use enclave_protocol::{
+    metrics::Sample,
+    telemetry::{REPORT_BYTES_MAX, TelemetryReport, TelemetryStatus},
+};
 use http_body_util::BodyExt;
 use hyper::{
     Method, Request, Response, StatusCode,
@@ -28,6 +31,7 @@ use super::{
     body::Reply,
     server::Shared,
 };
+use crate::clock;
 
 /// Who is on the other end of the socket. The socket tells; nothing in the request does.
 #[derive(Debug, Clone)]
@@ -40,6 +44,7 @@ pub enum Caller {
 
 /// What a plugin may read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a call of its own, in any combination")]
 pub struct Grants {
     /// `GET /v1/metrics`.
     pub metrics: bool,
@@ -47,6 +52,8 @@ pub struct Grants {
     pub status: bool,
     /// `GET /v1/logs`.
     pub logs: bool,
+    /// `PUT /v1/telemetry`: the telemetry plugin's, whatever it may read.
+    pub telemetry: bool,
 }
 
 type Answer = Result<Response<Reply>, Box<Problem>>;
@@ -82,8 +89,7 @@ async fn dispatch(request: Request<Incoming>, shared: &Shared, caller: &Caller) 
             if let (Caller::Host, Err(failure)) = (caller, &shared.judge) {
                 failure.told.notify_one();
             }
-            // Log records come without a new status.
-            Ok(json(&Status { log_seq: board.rings.last_seq(), ..(*status).clone() }))
+            Ok(json(&current(&status, board)))
         }
         (&Method::GET, "/v1/metrics") => Ok(metrics(&request, board)),
         (&Method::GET, "/v1/events") => {
@@ -95,13 +101,14 @@ async fn dispatch(request: Request<Incoming>, shared: &Shared, caller: &Caller) 
         (&Method::POST, "/v1/ack") => acknowledge(&read(request, BODY_MAX, shared).await?.0, board),
         (&Method::POST, "/v1/drain") => drain(read(request, BODY_MAX, shared).await?.0, board).await,
         (&Method::PUT, "/v1/manifest") => manifest(request, shared).await,
-        (&Method::PUT, "/v1/clock") => clock(request, shared).await,
+        (&Method::PUT, "/v1/clock") => set_clock(request, shared).await,
+        (&Method::PUT, "/v1/telemetry") => telemetry(request, shared).await,
         _ => Err(unknown(&path)),
     }
 }
 
 /// The methods each path has.
-const PATHS: [(&str, Method); 8] = [
+const PATHS: [(&str, Method); 9] = [
     ("/v1/status", Method::GET),
     ("/v1/metrics", Method::GET),
     ("/v1/events", Method::GET),
@@ -110,6 +117,7 @@ const PATHS: [(&str, Method); 8] = [
     ("/v1/drain", Method::POST),
     ("/v1/manifest", Method::PUT),
     ("/v1/clock", Method::PUT),
+    ("/v1/telemetry", Method::PUT),
 ];
 
 /// Whether this caller may ask for this at all.
@@ -131,12 +139,17 @@ fn permit(
                 "/v1/metrics" => grants.metrics,
                 "/v1/status" | "/v1/events" => grants.status,
                 "/v1/logs" => grants.logs,
+                "/v1/telemetry" => grants.telemetry,
                 _ => false,
             };
             let detail = "this socket has no grant for it: see supervisorAccess in the manifest";
             if granted { Ok(()) } else { Err(problem(StatusCode::FORBIDDEN, "NotGranted", detail)) }
         }
         Caller::Host if path == "/v1/status" => Ok(()),
+        Caller::Host if path == "/v1/telemetry" => {
+            let detail = "the telemetry plugin alone reports its exports";
+            Err(problem(StatusCode::FORBIDDEN, "NotGranted", detail))
+        }
         Caller::Host => {
             let header = request.headers().get(AUTHORIZATION).and_then(|value| value.to_str().ok());
             let bearer = header.map(|value| value.strip_prefix("Bearer ").unwrap_or(""));
@@ -211,6 +224,22 @@ fn sample_json(request: &Request<Incoming>, sample: Option<&Sample>) -> Response
     response
 }
 
+/// A status with what changes without a new one: log records, and the telemetry plugin's report.
+fn current(status: &Status, board: &Board) -> Status {
+    let telemetry = board.telemetry.borrow().clone();
+    let found = telemetry.as_ref().map(|telemetry| telemetry.conditions(clock::wall())).unwrap_or_default();
+    let conditions = status.conditions.iter().cloned().chain(found).collect();
+    Status { log_seq: board.rings.last_seq(), conditions, telemetry, ..status.clone() }
+}
+
+/// Keeps the telemetry plugin's report of its exports.
+async fn telemetry(request: Request<Incoming>, shared: &Shared) -> Answer {
+    let (report, _room) = read::<TelemetryReport>(request, REPORT_BYTES_MAX, shared).await?;
+    let time = clock::wall();
+    shared.board.telemetry.send_replace(Some(TelemetryStatus { time, report: report.cleaned(time) }));
+    Ok(empty())
+}
+
 fn acknowledge(ack: &AckRequest, board: &Board) -> Answer {
     let status = board.status.borrow().clone();
     if ack.boot_id != status.boot_id {
@@ -222,7 +251,7 @@ fn acknowledge(ack: &AckRequest, board: &Board) -> Answer {
     Ok(empty())
 }
 
-async fn clock(request: Request<Incoming>, shared: &Shared) -> Answer {
+async fn set_clock(request: Request<Incoming>, shared: &Shared) -> Answer {
     let Some(clock) = &shared.clock else {
         let detail =
             "this supervisor does not take the host's time: the clock is its hypervisor's or its machine's";

@@ -457,6 +457,9 @@ impl Driver {
         let own_log = logs.get(crate::logs::ring::SUPERVISOR).copied().unwrap_or_default();
         let lost = self.parts.stderr_lost.load(std::sync::atomic::Ordering::Relaxed);
         all.extend(families::supervisor(&board.refusals, own_log, net_restarts, lost));
+        if let Some(telemetry) = &*board.telemetry.borrow() {
+            all.extend(telemetry.report.families(self.clock.wall()));
+        }
         board.sample.send_replace(Some(Arc::new(Sample {
             time: self.clock.wall(),
             started: self.started,

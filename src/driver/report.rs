@@ -139,6 +139,7 @@ pub(super) fn status(
         log_seq: board.rings.last_seq(),
         measurements: board.status.borrow().measurements.clone(),
         plugins: snapshot.plugins.iter().zip(details).map(plugin).collect(),
+        telemetry: None,
     }
 }
 

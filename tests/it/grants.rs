@@ -1,6 +1,6 @@
 //! The supervisor's socket inside: mounted by grant alone, and good for what was granted alone.
 
-use enclave_protocol::{control::Status, metrics::Sample};
+use enclave_protocol::{control::Status, metrics::Sample, telemetry::TelemetryReport};
 use serde_json::{Value, json};
 
 use crate::{
@@ -14,6 +14,49 @@ fn ask(enclave: &Enclave, plugin: &str, method: &str, path: &str, headers: &str)
     let socket = enclave.inside(plugin, "/run/enclave/supervisor.sock");
     let head = format!("{method} {path} HTTP/1.1\r\nhost: supervisor\r\nconnection: close\r\n{headers}");
     exchange(connect(&socket), &head, b"")
+}
+
+#[test]
+fn telemetry_alone_reports_its_exports_and_a_dead_collector_is_seen_outside() {
+    let scene = Scene::new();
+    for plugin in ["telemetry", "viewer", "app"] {
+        scene.busybox(plugin, json!({}));
+    }
+    let mut enclave = scene.start();
+    let service =
+        |name, more: Value| with(json!({"image": image(name), "command": ["/bin/sleep", "1000"]}), more);
+    let plugins = json!({"plugins": {
+        "telemetry": service("telemetry", json!({"supervisorAccess": ["metrics"]})),
+        "viewer": service("viewer", json!({"supervisorAccess": ["metrics", "status", "logs"]})),
+    }});
+    enclave.run(&deployment_with(json!([idle("app")]), plugins));
+    enclave.started("app");
+    let put = |plugin: &str, body: &str| {
+        let socket = enclave.inside(plugin, "/run/enclave/supervisor.sock");
+        let head = "PUT /v1/telemetry HTTP/1.1\r\nhost: supervisor\r\nconnection: close\r\n";
+        exchange(connect(&socket), head, body.as_bytes())
+    };
+    let mut report = TelemetryReport { export_interval_millis: 1000, ..TelemetryReport::default() };
+    report.metrics.queued = 7;
+    report.metrics.last_error = Some("connecting to c:4318\u{1b}[2J".to_owned());
+    let body = serde_json::to_string(&report).unwrap();
+    assert_eq!(put("viewer", &body).status, 403);
+    assert_eq!(put("telemetry", &format!("{body}{}", " ".repeat(4096))).status, 413);
+    assert_eq!(put("telemetry", "{\"nitro_enclave_cpu_usage\":1}").status, 400);
+    assert!(enclave.client.status().telemetry.is_none());
+    assert_eq!(put("telemetry", &body).status, 204);
+
+    let status = enclave.client.status();
+    let telemetry = status.telemetry.unwrap();
+    assert_eq!(telemetry.report.metrics.queued, 7);
+    let failing = status.conditions.iter().find(|condition| condition.kind == "TelemetryExportFailing");
+    let message = &failing.unwrap().message;
+    assert!(message.starts_with("metrics: connecting to c:4318\\u{1b}[2J; nothing has"), "{message}");
+    eventually("the report's families in the sample", || {
+        let sample: Sample =
+            ask(&enclave, "viewer", "GET", "/v1/metrics", "accept: application/json\r\n").json();
+        (sample.value("enclave_telemetry_points_queued") == Some(7.0)).then_some(())
+    });
 }
 
 #[test]

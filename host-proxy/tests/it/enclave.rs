@@ -111,6 +111,7 @@ impl Enclave {
             log_seq: 0,
             plugins: vec![],
             measurements: BTreeMap::new(),
+            telemetry: None,
         };
         let inside = watch::Sender::new(Inside {
             boot_id: boot_id.into(),
@@ -184,6 +185,14 @@ impl Enclave {
             let plugin = &mut inside.status.plugins[0];
             change(plugin);
             inside.status.ready = plugin.ready;
+            inside.status.seq += 1;
+        });
+    }
+
+    /// Something else in the status is new.
+    pub(crate) fn change_status(&self, change: impl FnOnce(&mut Status)) {
+        self.inside.send_modify(|inside| {
+            change(&mut inside.status);
             inside.status.seq += 1;
         });
     }

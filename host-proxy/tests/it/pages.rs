@@ -3,8 +3,11 @@
 use std::process::Stdio;
 
 use enclave_host_proxy::Exit;
-use enclave_protocol::control::{LastExit, PluginPhase, ProbeKind, ProbeStatus};
-use enclave_protocol::timestamp::Timestamp;
+use enclave_protocol::{
+    control::{Condition, LastExit, PluginPhase, ProbeKind, ProbeStatus},
+    telemetry::{TelemetryReport, TelemetryStatus},
+    timestamp::Timestamp,
+};
 use serde_json::{Value, json};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -66,6 +69,28 @@ async fn without_an_enclave_json_is_503_and_text_says_that_it_is_down() {
     assert_eq!(status, 503);
     assert!(body.contains("EnclaveNotReached"), "{body}");
     assert_eq!(get(running.health, "/other", "*/*").await.0, 404);
+}
+
+#[tokio::test]
+async fn a_collector_that_takes_nothing_is_seen_and_makes_nobody_unready() {
+    let scene = Scene::new().await;
+    let enclave = Enclave::start(scene.dir.path(), "boot-1");
+    let running = scene.start(&[]).await;
+    assert_eq!(running.until_ready_is(200).await, "ok\n");
+    enclave.change_status(|status| {
+        let message = "metrics: status 503; nothing has arrived yet".to_owned();
+        status.conditions.push(Condition { kind: "TelemetryExportFailing".to_owned(), message });
+        let report = TelemetryReport::default();
+        status.telemetry = Some(TelemetryStatus { time: Timestamp(0), report });
+    });
+    let wanted = "ok\napp: ready\n! TelemetryExportFailing: metrics: status 503; nothing has arrived yet\n";
+    let seen = async {
+        while get(running.health, "/readyz?verbose", "*/*").await != (200, wanted.to_owned()) {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(PATIENCE, seen).await.unwrap();
+    assert_eq!(get(running.health, "/readyz", "*/*").await, (200, "ok\n".to_owned()));
 }
 
 #[tokio::test]

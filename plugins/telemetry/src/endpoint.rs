@@ -237,11 +237,13 @@ mod tests {
 
     fn paths(options: &Options, variables: &[(&str, &str)]) -> String {
         let mut settings = Settings::default();
-        variables.iter().for_each(|(name, value)| settings.take(name, value).unwrap());
+        for (name, value) in variables {
+            settings.take(name, value).unwrap();
+        }
         match Endpoint::all(options, &settings) {
             Ok(all) => {
                 let show = |endpoint: Option<Endpoint>| {
-                    endpoint.map_or("-".to_owned(), |e| format!("{}{}", e.authority(), e.path))
+                    endpoint.map_or_else(|| "-".to_owned(), |e| format!("{}{}", e.authority(), e.path))
                 };
                 all.map(show).join(" ")
             }

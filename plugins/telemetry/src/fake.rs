@@ -72,6 +72,7 @@ struct SupervisorState {
     body: Bytes,
     connections: usize,
     accept: String,
+    reports: usize,
 }
 
 impl Supervisor {
@@ -97,12 +98,20 @@ impl Supervisor {
                 let state = Arc::clone(&state);
                 connections.spawn(serve(stream, move |request| {
                     let mut state = state.lock().unwrap();
-                    assert_eq!(request.uri().path(), "/v1/metrics");
-                    state.accept = request.headers()["accept"].to_str().unwrap().to_owned();
+                    let is_report = request.uri().path() == "/v1/telemetry";
+                    assert!(is_report || request.uri().path() == "/v1/metrics");
+                    if is_report {
+                        state.reports += 1;
+                    }
+                    if !is_report {
+                        state.accept = accepted(&request);
+                    }
                     // A tag as good as the supervisor's: the bytes themselves.
                     let tag = format!("\"{:x}\"", crc(&state.body));
                     let known = request.headers().get("if-none-match").is_some_and(|known| *known == *tag);
-                    let answer = if known && state.status == 200 {
+                    let answer = if is_report {
+                        Response::builder().status(204).body(Full::default())
+                    } else if known && state.status == 200 {
                         Response::builder().status(304).body(Full::default())
                     } else {
                         let answer = Response::builder().status(state.status).header("etag", tag);
@@ -134,9 +143,18 @@ impl Supervisor {
         self.state.lock().unwrap().connections
     }
 
+    /// How many export reports came.
+    pub(crate) fn reports(&self) -> usize {
+        self.state.lock().unwrap().reports
+    }
+
     pub(crate) fn last_accept(&self) -> String {
         self.state.lock().unwrap().accept.clone()
     }
+}
+
+fn accepted(request: &Request<Incoming>) -> String {
+    request.headers()["accept"].to_str().unwrap().to_owned()
 }
 
 fn crc(bytes: &[u8]) -> u32 {

@@ -11,14 +11,15 @@ use std::{
 
 use enclave_protocol::{
     metrics::{Family, Point},
+    telemetry::{self, DroppedItems, SignalReport, TelemetryReport},
     timestamp::Timestamp,
 };
-use tokio::time::Instant;
+use tokio::{sync::Notify, time::Instant};
 
 use crate::{clock, signal::Signal};
 
 /// The beginning of the names of the plugin's own metrics.
-pub(crate) const SELF_PREFIX: &str = "enclave_telemetry_";
+pub(crate) const SELF_PREFIX: &str = telemetry::PREFIX;
 
 /// Why items never reached the collector.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -58,6 +59,7 @@ impl Dropped {
     ];
 
     /// The label `reason`.
+    #[cfg(test)]
     pub(crate) fn label(self) -> &'static str {
         match self {
             Self::QueueFull => "queue_full",
@@ -94,13 +96,38 @@ pub(crate) struct Account {
     pub(crate) queued_bytes: u64,
     /// When the collector accepted last.
     pub(crate) last_success: Option<Instant>,
-    /// The wall clock's time then.
-    pub(crate) last_success_time: Option<Timestamp>,
     /// The last failure, unless a success came after it.
     pub(crate) last_error: Option<String>,
 }
 
 impl Account {
+    fn report(&self, now: Timestamp) -> SignalReport {
+        let ago = |at: Instant| u64::try_from(at.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        SignalReport {
+            produced: self.produced,
+            received: self.received,
+            sent: self.sent,
+            retried: self.retried,
+            dropped: DroppedItems {
+                queue_full: self.dropped(Dropped::QueueFull),
+                too_old: self.dropped(Dropped::TooOld),
+                refused: self.dropped(Dropped::Refused),
+                retries_exhausted: self.dropped(Dropped::RetriesExhausted),
+                rejected: self.dropped(Dropped::Rejected),
+                no_exporter: self.dropped(Dropped::NoExporter),
+                shutdown: self.dropped(Dropped::Shutdown),
+                too_many_series: self.dropped(Dropped::TooManySeries),
+                encoding: self.dropped(Dropped::Encoding),
+            },
+            queued: self.queued,
+            queue_batches: self.queued_batches,
+            queue_bytes: self.queued_bytes,
+            // By the monotonic clock, so that the age is right whatever happened to the other one.
+            last_success: self.last_success.map(|at| Timestamp(now.0.saturating_sub(ago(at)))),
+            last_error: self.last_error.clone(),
+        }
+    }
+
     /// Items dropped for `reason`.
     pub(crate) fn dropped(&self, reason: Dropped) -> u64 {
         self.dropped[reason as usize]
@@ -138,6 +165,7 @@ pub(crate) enum Move {
 pub(crate) struct Ledger {
     started: Timestamp,
     facts: Mutex<Facts>,
+    turned: Notify,
 }
 
 #[derive(Debug, Default)]
@@ -151,7 +179,7 @@ struct Facts {
 impl Ledger {
     /// All zero, counting from now.
     pub(crate) fn new() -> Self {
-        Self { started: clock::now(), facts: Mutex::default() }
+        Self { started: clock::now(), facts: Mutex::default(), turned: Notify::new() }
     }
 
     /// Since when it counts.
@@ -197,9 +225,11 @@ impl Ledger {
                 let rejected = rejected.min(items);
                 account.sent += items - rejected;
                 account.dropped[Dropped::Rejected as usize] += rejected;
-                account.last_success = Some(Instant::now());
-                account.last_success_time = Some(clock::now());
-                account.last_error = None;
+                if account.last_success.replace(Instant::now()).is_none()
+                    || account.last_error.take().is_some()
+                {
+                    self.turned.notify_one();
+                }
             }
         }
         account.queued -= items;
@@ -208,8 +238,11 @@ impl Ledger {
     }
 
     /// How the last attempt of `signal` failed.
-    pub(crate) fn failed(&self, signal: Signal, error: String) {
-        self.facts().accounts[signal.index()].last_error = Some(error);
+    pub(crate) fn failed(&self, signal: Signal, error: &str) {
+        let error = telemetry::error_text(error);
+        if self.facts().accounts[signal.index()].last_error.replace(error).is_none() {
+            self.turned.notify_one();
+        }
     }
 
     /// A new sample came; it is stale from this age on.
@@ -234,38 +267,31 @@ impl Ledger {
         self.facts().last_sample.map(|at| at.elapsed())
     }
 
+    /// The accounts as they are told to the supervisor.
+    pub(crate) fn report(&self, export_interval: Duration) -> TelemetryReport {
+        let (facts, now) = (self.facts(), clock::now());
+        let signal = |signal: Signal| facts.accounts[signal.index()].report(now);
+        TelemetryReport {
+            started: self.started,
+            export_interval_millis: u64::try_from(export_interval.as_millis()).unwrap_or(u64::MAX),
+            metrics: signal(Signal::Metrics),
+            logs: signal(Signal::Logs),
+            traces: signal(Signal::Traces),
+        }
+    }
+
     /// The accounts as metric families.
     pub(crate) fn families(&self) -> Vec<Family> {
-        let facts = self.facts();
-        let mut families = Vec::new();
-        for signal in Signal::ALL {
-            families.extend(counters(signal, &facts.accounts[signal.index()]));
-        }
-        let by_signal = |value: &dyn Fn(&Account) -> Option<f64>| {
-            let points = Signal::ALL.iter().filter_map(|signal| {
-                let value = value(&facts.accounts[signal.index()])?;
-                Some(Point::labelled([("signal", signal.name())], value))
-            });
-            points.collect::<Vec<_>>()
-        };
-        families.push(gauge(
-            "queue_batches",
-            "Batches that wait for the collector",
-            by_signal(&|account| Some(account.queued_batches as f64)),
-        ));
-        families.push(gauge(
-            "queue_bytes",
-            "Compressed size of the batches that wait for the collector",
-            by_signal(&|account| Some(account.queued_bytes as f64)),
-        ));
-        families.push(gauge(
-            "last_success_age_seconds",
-            "Time since the collector last accepted a batch",
-            by_signal(&|account| account.last_success.map(|at| at.elapsed().as_secs_f64())),
-        ));
-        let unsupported = vec![Point::bare(facts.unsupported_jobs as f64)];
-        families.push(gauge("config_unsupported", "Configured scrape jobs that are not run", unsupported));
+        let mut families = self.report(Duration::ZERO).families(clock::now());
+        let unsupported = vec![Point::bare(self.facts().unsupported_jobs as f64)];
+        let name = format!("{SELF_PREFIX}config_unsupported");
+        families.push(Family::gauge(&name, "Configured scrape jobs that are not run", unsupported));
         families
+    }
+
+    /// Returns when exports of a signal began to fail, or to succeed.
+    pub(crate) async fn turned(&self) {
+        self.turned.notified().await;
     }
 
     fn facts(&self) -> MutexGuard<'_, Facts> {
@@ -274,42 +300,19 @@ impl Ledger {
     }
 }
 
-/// The families of one signal.
-fn counters(signal: Signal, account: &Account) -> Vec<Family> {
-    let counter = |name: &str, does: &str, points| {
-        let name = format!("{SELF_PREFIX}{}_{name}_total", signal.items());
-        Family::counter(&name, &format!("{} {does}", signal.items_text()), points)
-    };
-    let one = |value: u64| vec![Point::bare(value as f64)];
-    let dropped = Dropped::ALL
-        .iter()
-        .map(|reason| Point::labelled([("reason", reason.label())], account.dropped(*reason) as f64));
-    vec![
-        counter("produced", "that were to be exported", one(account.produced)),
-        counter("received", "that apps sent as OTLP", one(account.received)),
-        counter("sent", "that the collector accepted", one(account.sent)),
-        counter("retried", "that were sent once more", one(account.retried)),
-        counter("dropped", "that never arrived, by reason", dropped.collect()),
-        gauge(
-            &format!("{}_queued", signal.items()),
-            &format!("{} that wait for the collector", signal.items_text()),
-            one(account.queued),
-        ),
-    ]
-}
-
-fn gauge(name: &str, help: &str, points: Vec<Point>) -> Family {
-    Family::gauge(&format!("{SELF_PREFIX}{name}"), help, points)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn every_reason_stands_at_its_index() {
+    fn every_reason_stands_at_its_index_and_is_reported_under_its_name() {
         for (index, reason) in Dropped::ALL.into_iter().enumerate() {
             assert_eq!(reason as usize, index);
+            let ledger = Ledger::new();
+            ledger.lost(Signal::Logs, reason, 3);
+            let dropped = ledger.report(Duration::ZERO).logs.dropped.by_reason();
+            let told: Vec<_> = dropped.into_iter().filter(|(_, items)| *items > 0).collect();
+            assert_eq!(told, [(reason.label(), 3)]);
         }
     }
 }

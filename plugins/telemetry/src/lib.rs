@@ -31,6 +31,7 @@ mod pipeline;
 mod pump;
 mod receiver;
 mod relabel;
+mod reporter;
 mod retry;
 mod schema;
 mod sender;

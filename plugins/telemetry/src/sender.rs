@@ -107,7 +107,7 @@ impl Sender {
 
     /// Keeps a failure for the report.
     fn report(&mut self, why: String, what: &str) {
-        self.ledger.failed(self.outbox.signal(), why.clone());
+        self.ledger.failed(self.outbox.signal(), &why);
         self.log(why, what);
     }
 

@@ -31,6 +31,7 @@ use crate::{
     pipeline::Pipeline,
     pump::Pump,
     receiver::{AppSeries, Receiver},
+    reporter::Reporter,
     retry::Pace,
     sender::{Sender, chain},
     signal::Signal,
@@ -106,6 +107,7 @@ pub(crate) struct Service {
     resource: BTreeMap<String, String>,
     listener: Option<TcpListener>,
     source: Source,
+    reporter: Reporter,
     interval: Duration,
     ledger: Arc<Ledger>,
     pace: Pace,
@@ -138,6 +140,7 @@ impl Service {
             resource: settings.resource.clone(),
             listener,
             source,
+            reporter: Reporter::new(options.socket.clone(), options.interval, Arc::clone(&ledger)),
             interval: options.interval,
             ledger,
             pace: Pace::default(),
@@ -147,9 +150,12 @@ impl Service {
 
     /// Runs until `stop`, then stops in order.
     pub(crate) async fn run(self, stop: impl Future<Output = ()>) {
-        let Self { endpoints, resource, listener, source, interval, ledger, pace, flush_timeout } = self;
+        let Self { endpoints, resource, listener, source, reporter, interval, ledger, pace, flush_timeout } =
+            self;
         let (identity, told) = watch::channel(None);
-        let (receiver_stop, pump_stop) = (Stop::new(), Stop::new());
+        let (receiver_stop, pump_stop, reporter_stop) = (Stop::new(), Stop::new(), Stop::new());
+        let mut reporting = JoinSet::new();
+        reporting.spawn(reporter.run(reporter_stop.told()));
         let (mut receiving, mut pumping, mut sending) = (JoinSet::new(), JoinSet::new(), JoinSet::new());
         let outboxes = Outboxes::new(|signal| {
             let ledger = Arc::clone(&ledger);
@@ -187,6 +193,8 @@ impl Service {
         while pumping.join_next().await.is_some() {}
         end_series(&series, outboxes.of(Signal::Metrics));
         flush(&outboxes, &mut sending, &ledger, flush_timeout).await;
+        reporter_stop.tell();
+        while reporting.join_next().await.is_some() {}
     }
 }
 
@@ -270,9 +278,7 @@ mod tests {
     use tokio::sync::oneshot;
 
     use super::*;
-    use crate::{
-        fake::{Answer, Collector, Supervisor, gauge_export, sample},
-    };
+    use crate::fake::{Answer, Collector, Supervisor, gauge_export, sample};
 
     /// For tests in which time must pass.
     const SHORT: Duration = Duration::from_millis(20);
@@ -360,7 +366,8 @@ mod tests {
     async fn the_series_of_apps_end_with_the_plugin() {
         let (supervisor, mut collector) = (Supervisor::start(), Collector::start().await);
         supervisor.show(&sample(1));
-        let mut service = Service::new(&options(&supervisor, Some(collector.url())), &Settings::default()).await.unwrap();
+        let mut service =
+            Service::new(&options(&supervisor, Some(collector.url())), &Settings::default()).await.unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         service.listener = Some(listener);
@@ -404,6 +411,20 @@ mod tests {
         supervisor.show(&sample(3));
         while !otlp::show(&collector.next().await.export).contains(CPU_USAGE) {}
         running.stop().await;
+    }
+
+    #[tokio::test]
+    async fn the_supervisor_is_told_how_exports_fare_and_once_more_at_the_end() {
+        let (supervisor, mut collector) = (Supervisor::start(), Collector::start().await);
+        supervisor.show(&sample(1));
+        let running = start(&options(&supervisor, Some(collector.url()))).await;
+        collector.next().await;
+        // The first success is a change of state: it does not wait for the interval.
+        while supervisor.reports() == 0 {
+            tokio::task::yield_now().await;
+        }
+        running.stop().await;
+        assert!(supervisor.reports() >= 2);
     }
 
     #[tokio::test]

@@ -42,15 +42,6 @@ impl Signal {
         }
     }
 
-    /// The signal's items for people.
-    pub(crate) fn items_text(self) -> &'static str {
-        match self {
-            Self::Metrics => "Data points",
-            Self::Logs => "Log records",
-            Self::Traces => "Spans",
-        }
-    }
-
     /// The signal's place in an array of one entry for each.
     pub(crate) fn index(self) -> usize {
         self as usize
