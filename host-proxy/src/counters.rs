@@ -10,7 +10,10 @@ use std::{
 };
 
 use enclave_protocol::{
-    metrics::{Family, Point},
+    metrics::{
+        Family, Point,
+        catalogue::{Entry, host},
+    },
     relay::Moved,
 };
 
@@ -109,23 +112,17 @@ impl Gate {
             if way == "egress" { (forward, backward) } else { (backward, forward) };
         let refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
         let refusals = refused.iter().map(|(reason, n)| Point::labelled([("reason", reason)], *n as f64));
-        let name = |rest: &str| format!("enclave_host_{way}_{rest}");
+        let [connections, now, bytes, refused] = if way == "egress" {
+            [&host::EGRESS_CONNECTIONS, &host::EGRESS_ACTIVE, &host::EGRESS_BYTES, &host::EGRESS_REFUSED]
+        } else {
+            [&host::INGRESS_CONNECTIONS, &host::INGRESS_ACTIVE, &host::INGRESS_BYTES, &host::INGRESS_REFUSED]
+        };
+        let moved = [("world", towards_world), ("enclave", towards_enclave)];
         vec![
-            Family::counter(
-                &name("connections_total"),
-                "Streams that were connected.",
-                vec![Point::bare(self.opened.load(Relaxed) as f64)],
-            ),
-            Family::gauge(&name("connections"), "Streams now.", vec![Point::bare(active as f64)]),
-            Family::counter(
-                &name("bytes_total"),
-                "Bytes moved.",
-                vec![
-                    Point::labelled([("to", "world")], towards_world as f64),
-                    Point::labelled([("to", "enclave")], towards_enclave as f64),
-                ],
-            ),
-            Family::counter(&name("refused_total"), "Streams that were refused.", refusals.collect()),
+            connections.bare(self.opened.load(Relaxed) as f64),
+            now.bare(active as f64),
+            bytes.family(moved.map(|(to, bytes)| Point::labelled([("to", to)], bytes as f64)).to_vec()),
+            refused.family(refusals.collect()),
         ]
     }
 }
@@ -142,34 +139,24 @@ impl Drop for Passage {
 impl Counters {
     /// Everything as families; `dials` is the number of control connections.
     pub(crate) fn families(&self, dials: u64) -> Vec<Family> {
-        let one = |name: &str, help: &str, counter: &AtomicU64| {
-            Family::counter(
-                &format!("enclave_host_{name}_total"),
-                help,
-                vec![Point::bare(counter.load(Relaxed) as f64)],
-            )
-        };
+        let one = |entry: &Entry, counter: &AtomicU64| entry.bare(counter.load(Relaxed) as f64);
         let mut families = self.egress.families("egress");
         families.extend(self.ingress.families("ingress"));
         families.extend([
-            one("log_records", "Log records written to stdout.", &self.log_records),
-            one("log_bytes", "Bytes of log records written to stdout.", &self.log_bytes),
-            one("log_dropped", "Log records that the enclave had to drop.", &self.log_dropped),
-            one("log_skipped", "Log sequence numbers that never came.", &self.log_skipped),
-            one("log_duplicates", "Log records that came twice.", &self.log_duplicates),
-            one("log_malformed", "Lines of the log stream that are no record.", &self.log_malformed),
-            one("log_sink_errors", "Failed writes to stdout.", &self.log_sink_errors),
-            one("log_streams", "Log streams opened.", &self.log_streams),
-            one("manifests_accepted", "Manifests accepted by an enclave.", &self.manifests_accepted),
-            one("status_failures", "Status calls without an answer.", &self.status_failures),
-            one("panics", "Connection tasks that panicked.", &self.panics),
-            one("accept_pauses", "Pauses of accepting for want of descriptors.", &self.accept_pauses),
-            one("foreign_peers", "Connections that are not our enclave's.", &self.foreign_peers),
-            Family::counter(
-                "enclave_host_control_connections_total",
-                "Control connections made to the enclave.",
-                vec![Point::bare(dials as f64)],
-            ),
+            one(&host::LOG_RECORDS, &self.log_records),
+            one(&host::LOG_BYTES, &self.log_bytes),
+            one(&host::LOG_DROPPED, &self.log_dropped),
+            one(&host::LOG_SKIPPED, &self.log_skipped),
+            one(&host::LOG_DUPLICATES, &self.log_duplicates),
+            one(&host::LOG_MALFORMED, &self.log_malformed),
+            one(&host::LOG_SINK_ERRORS, &self.log_sink_errors),
+            one(&host::LOG_STREAMS, &self.log_streams),
+            one(&host::MANIFESTS_ACCEPTED, &self.manifests_accepted),
+            one(&host::STATUS_FAILURES, &self.status_failures),
+            one(&host::PANICS, &self.panics),
+            one(&host::ACCEPT_PAUSES, &self.accept_pauses),
+            one(&host::FOREIGN_PEERS, &self.foreign_peers),
+            host::CONTROL_CONNECTIONS.bare(dials as f64),
         ]);
         families
     }

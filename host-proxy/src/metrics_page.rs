@@ -5,8 +5,8 @@ use std::{sync::Arc, time::Duration};
 
 use enclave_protocol::{
     metrics::{
-        CPU_USAGE, Family, LABEL_DEPLOYMENT, LABEL_NED, MEMORY_AVAILABLE, MEMORY_TOTAL,
-        MEMORY_USAGE, Point, Sample,
+        CPU_USAGE, LABEL_DEPLOYMENT, LABEL_NED, MEMORY_AVAILABLE, MEMORY_TOTAL, MEMORY_USAGE, Sample,
+        catalogue::host,
     },
     timestamp::Timestamp,
 };
@@ -123,22 +123,16 @@ impl Flat {
 impl MetricsPage {
     fn prometheus(&self, sample: Option<&Sample>) -> String {
         let shared = &self.shared;
-        let up = |name: &str, help: &str, is: bool| {
-            Family::gauge(name, help, vec![Point::bare(f64::from(u8::from(is)))])
-        };
+        let flag = |is: bool| f64::from(u8::from(is));
         let mut families = shared.counters.families(shared.control.dials());
         // No `instance`: a scraper makes its own, and would move ours to `exported_instance`.
         let mut labels = std::collections::BTreeMap::new();
         {
             let view = shared.view.borrow();
             families.extend([
-                up("enclave_host_enclave_up", "Whether the enclave gave a sample.", sample.is_some()),
-                up("enclave_host_synced", "Whether the enclave runs our manifest.", view.session.is_some()),
-                up(
-                    "enclave_host_manifest_drift",
-                    "Whether the manifest on disk is another.",
-                    view.drift.is_some(),
-                ),
+                host::ENCLAVE_UP.bare(flag(sample.is_some())),
+                host::SYNCED.bare(flag(view.session.is_some())),
+                host::MANIFEST_DRIFT.bare(flag(view.drift.is_some())),
             ]);
             if let Some(session) = &view.session {
                 labels.insert(LABEL_DEPLOYMENT.to_owned(), session.deployment.clone());
@@ -148,7 +142,8 @@ impl MetricsPage {
         if let Some(sample) = sample {
             labels.clone_from(&sample.labels);
         }
-        let (time, started, resource) = (clock::now(), self.samples.started, std::collections::BTreeMap::new());
+        let (time, started, resource) =
+            (clock::now(), self.samples.started, std::collections::BTreeMap::new());
         let own = Sample { time, started, labels, resource, families };
         sample.map(Sample::to_prometheus).unwrap_or_default() + &own.to_prometheus()
     }

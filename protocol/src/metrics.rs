@@ -7,7 +7,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::timestamp::Timestamp;
 
+pub mod catalogue;
+mod labels;
 pub mod prometheus;
+
+pub use labels::Labels;
 
 /// Fraction of CPU time used over all cores, 0.0–1.0.
 pub const CPU_USAGE: &str = "nitro_enclave_cpu_usage";
@@ -27,6 +31,15 @@ pub const LABEL_NAMESPACE: &str = "namespace";
 /// Resource attribute: unique per enclave. Never a label of a point: Prometheus and the Collector make `instance`
 /// of it, and refuse a family whose points carry their own.
 pub const ATTRIBUTE_INSTANCE: &str = "service.instance.id";
+
+/// Resource attribute: the manifest's `metadata.namespace`.
+pub const ATTRIBUTE_POD_NAMESPACE: &str = "k8s.namespace.name";
+/// Resource attribute: the pod's name, as the host tells it.
+pub const ATTRIBUTE_POD_NAME: &str = "k8s.pod.name";
+/// Resource attribute: the pod's uid, as the host tells it.
+pub const ATTRIBUTE_POD_UID: &str = "k8s.pod.uid";
+/// Resource attribute: the node that the pod is on, as the host tells it.
+pub const ATTRIBUTE_NODE_NAME: &str = "k8s.node.name";
 
 /// All numbers of one moment: the JSON answer to `GET /v1/metrics`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -78,8 +91,8 @@ pub enum Kind {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Point {
     /// Beside the sample's own labels.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub labels: BTreeMap<String, String>,
+    #[serde(default, skip_serializing_if = "Labels::is_empty")]
+    pub labels: Labels,
     /// The value.
     pub value: f64,
 }
@@ -87,12 +100,12 @@ pub struct Point {
 impl Point {
     /// A point with no labels of its own.
     pub fn bare(value: f64) -> Self {
-        Self { labels: BTreeMap::new(), value }
+        Self { labels: Labels::default(), value }
     }
 
     /// A point with these labels.
     pub fn labelled<const N: usize>(labels: [(&str, &str); N], value: f64) -> Self {
-        Self { labels: labels.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect(), value }
+        Self { labels: Labels::from(labels), value }
     }
 }
 
@@ -127,6 +140,10 @@ impl Sample {
     /// Prometheus text exposition format 0.0.4, with the names and labels that Prometheus makes of OTLP.
     pub fn to_prometheus(&self) -> String {
         let mut text = String::new();
+        let label = |(name, value): (&str, &str)| {
+            format!("{}=\"{}\"", prometheus::label_name(name), escape(value, true))
+        };
+        let identity: Vec<String> = self.labels.iter().map(|(k, v)| label((k, v))).collect();
         for family in self.families.iter().filter(|f| !f.points.is_empty()) {
             let kind = match family.kind {
                 Kind::Gauge | Kind::UpDownCounter => "gauge",
@@ -140,12 +157,7 @@ impl Sample {
                 text.push_str(&name);
                 // The sample's labels win: an identity cannot be overridden by a point.
                 let own = point.labels.iter().filter(|(key, _)| !self.labels.contains_key(*key));
-                let labels: Vec<String> = self
-                    .labels
-                    .iter()
-                    .chain(own)
-                    .map(|(k, v)| format!("{}=\"{}\"", prometheus::label_name(k), escape(v, true)))
-                    .collect();
+                let labels: Vec<String> = identity.iter().cloned().chain(own.map(label)).collect();
                 if !labels.is_empty() {
                     write!(text, "{{{}}}", labels.join(",")).ok();
                 }

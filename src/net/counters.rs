@@ -10,7 +10,10 @@ use std::{
 };
 
 use enclave_protocol::{
-    metrics::{Family, Point},
+    metrics::{
+        Family, Point,
+        catalogue::{Entry, relay},
+    },
     relay::Moved,
 };
 use tokio::task::JoinError;
@@ -20,14 +23,27 @@ use tokio::task::JoinError;
 pub(crate) struct Counters {
     /// `egress`, `ingress` or `peer`.
     direction: &'static str,
-    /// The label that names the far end of a route: `destination` or `port`.
-    route_label: &'static str,
+    /// The families.
+    entries: Entries,
     /// By plugin and route. Only the manifest's rules get in, which bounds it.
     routes: Mutex<BTreeMap<(String, String), Arc<Route>>>,
     /// By plugin (none as long as the plugin is not known) and reason.
     refused: Mutex<BTreeMap<(Option<String>, &'static str), u64>>,
     panics: AtomicU64,
     accept_errors: AtomicU64,
+}
+
+/// The catalogue's entries of one direction.
+#[derive(Debug)]
+struct Entries {
+    connections: &'static Entry,
+    active: &'static Entry,
+    broken: &'static Entry,
+    sent: &'static Entry,
+    received: &'static Entry,
+    refused: &'static Entry,
+    accept_errors: &'static Entry,
+    panics: &'static Entry,
 }
 
 /// The counters of one route.
@@ -84,21 +100,51 @@ impl Drop for Carried {
 
 impl Counters {
     pub(crate) fn egress() -> Self {
-        Self::new("egress", "destination")
+        let entries = Entries {
+            connections: &relay::EGRESS_CONNECTIONS,
+            active: &relay::EGRESS_ACTIVE,
+            broken: &relay::EGRESS_BROKEN,
+            sent: &relay::EGRESS_SENT,
+            received: &relay::EGRESS_RECEIVED,
+            refused: &relay::EGRESS_REFUSED,
+            accept_errors: &relay::EGRESS_ACCEPT_ERRORS,
+            panics: &relay::EGRESS_PANICS,
+        };
+        Self::new("egress", entries)
     }
 
     pub(crate) fn ingress() -> Self {
-        Self::new("ingress", "port")
+        let entries = Entries {
+            connections: &relay::INGRESS_CONNECTIONS,
+            active: &relay::INGRESS_ACTIVE,
+            broken: &relay::INGRESS_BROKEN,
+            sent: &relay::INGRESS_SENT,
+            received: &relay::INGRESS_RECEIVED,
+            refused: &relay::INGRESS_REFUSED,
+            accept_errors: &relay::INGRESS_ACCEPT_ERRORS,
+            panics: &relay::INGRESS_PANICS,
+        };
+        Self::new("ingress", entries)
     }
 
     pub(crate) fn peer() -> Self {
-        Self::new("peer", "port")
+        let entries = Entries {
+            connections: &relay::PEER_CONNECTIONS,
+            active: &relay::PEER_ACTIVE,
+            broken: &relay::PEER_BROKEN,
+            sent: &relay::PEER_SENT,
+            received: &relay::PEER_RECEIVED,
+            refused: &relay::PEER_REFUSED,
+            accept_errors: &relay::PEER_ACCEPT_ERRORS,
+            panics: &relay::PEER_PANICS,
+        };
+        Self::new("peer", entries)
     }
 
-    fn new(direction: &'static str, route_label: &'static str) -> Self {
+    fn new(direction: &'static str, entries: Entries) -> Self {
         Self {
             direction,
-            route_label,
+            entries,
             routes: Mutex::default(),
             refused: Mutex::default(),
             panics: AtomicU64::new(0),
@@ -135,36 +181,26 @@ impl Counters {
     /// Everything, as families.
     pub(crate) fn families(&self) -> Vec<Family> {
         let routes = lock(&self.routes);
-        let per_route = |value: fn(&RouteState) -> u64| -> Vec<Point> {
+        let per_route = |entry: &Entry, value: fn(&RouteState) -> u64| -> Family {
+            // The second label names the far end: `destination` or `port`.
+            let far_end = entry.labels.last().copied().unwrap_or_default();
             let point = |((plugin, route), counters): (&(String, String), &Arc<Route>)| {
-                let labels = [("plugin", plugin.as_str()), (self.route_label, route.as_str())];
+                let labels = [("plugin", plugin.as_str()), (far_end, route.as_str())];
                 Point::labelled(labels, value(&lock(&counters.0)) as f64)
             };
-            routes.iter().map(point).collect()
+            entry.family(routes.iter().map(point).collect())
         };
-        let count = |what: &str, help: &str, points| Family::counter(&self.name(what), help, points);
-        let bare = |counter: &AtomicU64| vec![Point::bare(counter.load(Ordering::Relaxed) as f64)];
+        let bare = |entry: &Entry, counter: &AtomicU64| entry.bare(counter.load(Ordering::Relaxed) as f64);
+        let entries = &self.entries;
         vec![
-            count(
-                "connections_total",
-                "Streams that both sides agreed to",
-                per_route(|state| state.connections),
-            ),
-            Family::gauge(
-                &self.name("connections_active"),
-                "Streams open now",
-                per_route(|state| state.live.len() as u64),
-            ),
-            count(
-                "broken_total",
-                "Streams ended by an error or the idle limit",
-                per_route(|state| state.broken),
-            ),
-            count("sent_bytes_total", "Bytes from whoever connected", per_route(RouteState::sent_now)),
-            count("received_bytes_total", "Bytes to whoever connected", per_route(RouteState::received_now)),
-            count("refused_total", "Streams refused, by reason", self.refusals()),
-            count("accept_errors_total", "Failed accepts", bare(&self.accept_errors)),
-            count("panics_total", "Streams closed by a panic in their task", bare(&self.panics)),
+            per_route(entries.connections, |state| state.connections),
+            per_route(entries.active, |state| state.live.len() as u64),
+            per_route(entries.broken, |state| state.broken),
+            per_route(entries.sent, RouteState::sent_now),
+            per_route(entries.received, RouteState::received_now),
+            entries.refused.family(self.refusals()),
+            bare(entries.accept_errors, &self.accept_errors),
+            bare(entries.panics, &self.panics),
         ]
     }
 
@@ -177,10 +213,6 @@ impl Counters {
             point
         };
         lock(&self.refused).iter().map(point).collect()
-    }
-
-    fn name(&self, what: &str) -> String {
-        format!("enclave_{}_{what}", self.direction)
     }
 }
 

@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use enclave_protocol::metrics::{Family, Kind, Point};
+use enclave_protocol::metrics::{Family, Kind, Labels, Point};
 
 use super::link::Message;
 
@@ -77,7 +77,7 @@ impl Gather {
     }
 }
 
-type Key = (String, BTreeMap<String, String>);
+type Key = (String, Labels);
 
 /// Makes the counters of several `net` processes, one after the other, into counters of one.
 #[derive(Debug, Default)]
@@ -118,7 +118,7 @@ impl Totals {
                 point.labels = key.1;
             }
             // A refusal that only an earlier process saw is no less true.
-            let first = (family.name.clone(), BTreeMap::new());
+            let first = (family.name.clone(), Labels::default());
             let earlier = self.before.range(first..).take_while(|((name, _), _)| *name == family.name);
             let known: BTreeSet<_> = family.points.iter().map(|point| &point.labels).collect();
             let mut missing: Vec<Point> = earlier

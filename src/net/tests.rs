@@ -161,7 +161,7 @@ impl Bench {
         let families = self.report().await;
         let family = families.iter().find(|family| family.name == name).expect(name);
         let matching = family.points.iter().filter(|point| {
-            labels.iter().all(|(key, value)| point.labels.get(*key).is_some_and(|found| found == value))
+            labels.iter().all(|(key, value)| point.labels.get(key).is_some_and(|found| found == *value))
         });
         matching.map(|point| point.value).sum()
     }

@@ -149,7 +149,7 @@ impl Client {
 pub(crate) fn point(sample: &Sample, family: &str, labels: &[(&str, &str)]) -> Option<f64> {
     let family = sample.families.iter().find(|known| known.name == family)?;
     let has =
-        |point: &&Point| labels.iter().all(|(key, value)| point.labels.get(*key).is_some_and(|v| v == value));
+        |point: &&Point| labels.iter().all(|(key, value)| point.labels.get(key).is_some_and(|v| v == *value));
     family.points.iter().find(has).map(|point| point.value)
 }
 

@@ -433,6 +433,7 @@ fn sample() -> Sample {
             Family::gauge(metrics::MEMORY_USAGE, "Memory.", vec![Point::bare(0.25)]),
             Family::gauge(metrics::MEMORY_AVAILABLE, "Raw.", vec![Point::bare(750.0)]),
             Family::gauge(metrics::MEMORY_TOTAL, "Raw.", vec![Point::bare(1000.0)]),
+            metrics::catalogue::enclave::MEMORY_USAGE.bare(600.0),
         ],
     }
 }

@@ -41,6 +41,13 @@ async fn metrics_are_flat_json_by_default_and_prometheus_text_for_a_scraper() {
         page.contains("enclave_host_manifests_accepted_total{oblv_deployment_name=\"hello\"} 1\n"),
         "{page}"
     );
+    for label in ["instance=", "job=", "exported_"] {
+        assert!(
+            !page.contains(&format!("{{{label}")) && !page.contains(&format!(",{label}")),
+            "{label}: {page}"
+        );
+    }
+    assert!(page.contains("\nk8s_node_memory_usage_bytes{oblv_deployment_name=\"hello\"} 600\n"), "{page}");
     let mut names: Vec<&str> = page.lines().filter_map(|line| line.strip_prefix("# TYPE ")).collect();
     let all = names.len();
     names.dedup();

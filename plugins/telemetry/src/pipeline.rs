@@ -170,9 +170,9 @@ fn attributes(identity: &Identity, point: &enclave_protocol::metrics::Point) -> 
         let key = if identity.reserves(key) {
             identity::exported(key, |moved| point.labels.contains_key(moved))
         } else {
-            key.clone()
+            key.to_owned()
         };
-        KeyValue::new(key, value.clone())
+        KeyValue::new(key, value.to_owned())
     });
     ours.chain(own).collect()
 }
