@@ -3,7 +3,10 @@
 use std::{net::IpAddr, net::SocketAddr, path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use enclave_protocol::transport::{Address, Guest};
+use enclave_protocol::{
+    control::Pod,
+    transport::{Address, Guest},
+};
 
 use crate::policy::{PrivateEgress, ResolveOverride};
 
@@ -113,10 +116,20 @@ pub struct RunArgs {
     /// How long the enclave may not answer, at the start and later, in seconds.
     #[arg(long, env = "ENCLAVE_CONNECT_TIMEOUT", value_name = "SECONDS", default_value_t = 120)]
     pub connect_timeout: u32,
-    /// Unique per enclave; the `instance` label. By default the host name and a random part, kept in
+    /// Unique per enclave; becomes `service.instance.id`. By default the host name and a random part, kept in
     /// --state-dir.
     #[arg(long, env = "ENCLAVE_INSTANCE_ID", value_name = "ID")]
     pub instance_id: Option<String>,
+    /// The pod's name, from the downward API (metadata.name); becomes `k8s.pod.name` on the resource of all
+    /// metrics. The enclave takes the host's word for it.
+    #[arg(long, env = "ENCLAVE_POD_NAME", value_name = "NAME", value_parser = Pod::name)]
+    pub pod_name: Option<String>,
+    /// The pod's uid, from the downward API (metadata.uid); becomes `k8s.pod.uid`.
+    #[arg(long, env = "ENCLAVE_POD_UID", value_name = "UID", value_parser = Pod::uid)]
+    pub pod_uid: Option<String>,
+    /// The node's name, from the downward API (spec.nodeName); becomes `k8s.node.name`.
+    #[arg(long, env = "ENCLAVE_NODE_NAME", value_name = "NAME", value_parser = Pod::name)]
+    pub node_name: Option<String>,
 }
 
 impl RunArgs {
@@ -132,6 +145,12 @@ impl RunArgs {
                 Err("one of --transport unix:PATH and --enclave-cid N is needed: where is the enclave?")
             }
         }
+    }
+
+    /// The pod, as far as the options tell of it.
+    pub(crate) fn pod(&self) -> Option<Pod> {
+        let (name, uid, node) = (self.pod_name.clone(), self.pod_uid.clone(), self.node_name.clone());
+        Some(Pod { name, uid, node }).filter(|pod| !pod.is_unknown())
     }
 
     /// [`Self::connect_timeout`] as a duration.
@@ -216,6 +235,18 @@ mod tests {
                 assert!(option.get_help().is_some(), "{} {}", command.get_name(), option.get_id());
             }
         }
+    }
+
+    #[test]
+    fn the_pod_is_what_the_options_say_and_an_enclave_without_them_is_told_of_none() {
+        assert_eq!(run(&[]).pod(), None);
+        let pod = run(&["--pod-name", "hello-1", "--node-name", "n.example"]).pod().unwrap();
+        assert_eq!(
+            (pod.name.as_deref(), pod.uid, pod.node.as_deref()),
+            (Some("hello-1"), None, Some("n.example"))
+        );
+        let line = ["enclave-host-proxy", "run", "--manifest", "m", "--pod-uid", "a b"];
+        assert!(Cli::try_parse_from(line).is_err());
     }
 
     #[test]

@@ -132,6 +132,7 @@ impl Proxy {
             recent: Recent::default(),
             store,
             instance,
+            pod: args.pod(),
             stops: stops_sender,
         };
         Ok(Self { args, source, shared: Arc::new(shared), stops, stored, metrics, health, admin })

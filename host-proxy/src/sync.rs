@@ -121,6 +121,7 @@ pub(crate) async fn put_manifest(
         signature: reading.signature.as_ref().map(ToString::to_string),
         egress_port,
         instance_id: shared.instance.clone(),
+        pod: shared.pod.clone(),
     };
     let deadline = Instant::now() + limit;
     let mut backoff = Backoff::default();

@@ -3,7 +3,7 @@
 use std::{collections::VecDeque, sync::Mutex, sync::PoisonError, time::Duration};
 
 use bytes::Bytes;
-use enclave_protocol::control::{Condition, Event, Status};
+use enclave_protocol::control::{Condition, Event, Pod, Status};
 use tokio::{
     sync::{broadcast, mpsc, watch},
     time::Instant,
@@ -50,6 +50,8 @@ pub(crate) struct Shared {
     pub(crate) store: StateDir,
     /// The `instance` label.
     pub(crate) instance: String,
+    /// The pod that we are in, as far as the options tell.
+    pub(crate) pod: Option<Pod>,
     /// Where requests to stop go.
     pub(crate) stops: mpsc::Sender<Stop>,
 }

@@ -2,11 +2,14 @@
 //!
 //! Every type here is a wire type: renaming a field is a format change.
 
+mod pod;
+
 use std::collections::BTreeMap;
 
 use base64::{Engine as _, prelude::BASE64_STANDARD};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
+pub use self::pod::Pod;
 use crate::{telemetry::TelemetryStatus, timestamp::Timestamp};
 
 /// vsock port on which the enclave answers the control API. Above 65535, so that it never meets a TCP port.
@@ -49,8 +52,11 @@ pub struct ManifestRequest {
     pub signature: Option<String>,
     /// The vsock port on which the host takes egress streams.
     pub egress_port: u32,
-    /// Unique per enclave; becomes the `instance` label.
+    /// Unique per enclave; becomes `service.instance.id`, of which readers make the `instance` label.
     pub instance_id: String,
+    /// The pod that the host says it is. Older hosts say nothing of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pod: Option<Pod>,
 }
 
 /// One group of synced files: name → key → bytes.

@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 
 use enclave_protocol::{
-    control::{Condition, Diagnostic, FILES_BYTES_MAX, FILES_MAX, FileTree, Files, ManifestRequest, Problem},
+    control::{
+        Condition, Diagnostic, FILES_BYTES_MAX, FILES_MAX, FileTree, Files, ManifestRequest, Pod, Problem,
+    },
     digest::{self, Digest},
     manifest::{self, Context, Manifest, Place},
     policy::Policy,
@@ -45,8 +47,10 @@ pub struct Candidate {
     pub digest: Digest,
     /// The host's egress port.
     pub egress_port: u32,
-    /// The `instance` label.
+    /// `service.instance.id`.
     pub instance_id: String,
+    /// The pod that the host says it is.
+    pub pod: Option<Pod>,
     /// Remarks to answer with.
     pub conditions: Vec<Condition>,
 }
@@ -54,9 +58,11 @@ pub struct Candidate {
 impl Judge {
     /// Judges one request.
     pub fn examine(&self, request: ManifestRequest) -> Result<Candidate, Box<Problem>> {
-        let ManifestRequest { manifest: text, files, signature, egress_port, instance_id } = request;
+        let ManifestRequest { manifest: text, files, signature, egress_port, instance_id, pod } = request;
         bounded(&files)?;
         labelled(&instance_id, egress_port)?;
+        let bad = |error: String| problem(StatusCode::BAD_REQUEST, "BadRequest", &error);
+        pod.as_ref().map_or(Ok(()), Pod::check).map_err(bad)?;
         let baked = self.catalog.images();
         let place = |plugin: &str, path: &str| match self.catalog.get(plugin) {
             Some(baked) => rootfs::resolve(&baked.root, path).map(drop).map_err(|error| error.to_string()),
@@ -83,7 +89,7 @@ impl Judge {
         let mut conditions = manifest.conditions();
         conditions.extend(self.remarks.iter().cloned());
         conditions.extend(self.conflicts(&manifest));
-        Ok(Candidate { manifest, files, digest, egress_port, instance_id, conditions })
+        Ok(Candidate { manifest, files, digest, egress_port, instance_id, pod, conditions })
     }
 
     /// Ports that stand in each other's way.
@@ -172,6 +178,10 @@ mod tests {
 
     /// Judges a good manifest by this policy.
     fn judged(policy: Option<Policy>) -> Result<Candidate, Box<Problem>> {
+        judged_in(policy, None)
+    }
+
+    fn judged_in(policy: Option<Policy>, pod: Option<Pod>) -> Result<Candidate, Box<Problem>> {
         let dir = tempfile::tempdir().unwrap();
         std::fs::create_dir_all(dir.path().join("app/rootfs")).unwrap();
         std::fs::write(dir.path().join("app/config.json"), r#"{"image": "test/app:1"}"#).unwrap();
@@ -186,6 +196,7 @@ mod tests {
             signature: None,
             egress_port: 1,
             instance_id: "i".to_owned(),
+            pod,
         })
     }
 
@@ -194,5 +205,13 @@ mod tests {
         let problem = judged(None).unwrap_err();
         assert_eq!((problem.status, problem.kind.as_str()), (403, "PolicyRefused"));
         assert!(judged(Some(Policy::Any)).is_ok());
+    }
+
+    #[test]
+    fn a_host_that_names_its_pod_badly_is_told_so() {
+        let named = |name: &str| Some(Pod { name: Some(name.to_owned()), ..Pod::default() });
+        let problem = judged_in(Some(Policy::Any), named("no pod")).unwrap_err();
+        assert_eq!((problem.status, problem.kind.as_str()), (400, "BadRequest"));
+        assert_eq!(judged_in(Some(Policy::Any), named("pod-1")).unwrap().pod, named("pod-1"));
     }
 }

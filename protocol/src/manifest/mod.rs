@@ -43,6 +43,7 @@ use self::cursor::{Cursor, Mapping};
 use self::egress::Destinations;
 pub use self::egress::{Egress, Unresolved};
 pub use self::host::HostSide;
+pub(crate) use self::name::subdomain;
 pub use self::node::Position;
 pub use self::plugin::{Access, Plugin, PluginKind, TELEMETRY};
 use self::plugin::{Checked, PLUGINS_MAX};
@@ -216,7 +217,7 @@ fn check_constant(cursor: &Cursor<'_>, expected: &str) -> Option<()> {
 /// Name and namespace; everything else in `metadata` is Kubernetes' own.
 fn check_metadata(cursor: &Cursor<'_>) -> Option<(String, String)> {
     let mut fields = cursor.mapping()?;
-    let name = fields.required("name").and_then(|c| c.checked(name::subdomain(c.string()?)));
+    let name = fields.required("name").and_then(|c| c.checked(subdomain(c.string()?)));
     let namespace = fields.field("namespace").map(|c| c.checked(name::label(c.string()?)));
     Some((name?, namespace.unwrap_or_else(|| Some("default".to_owned()))?))
 }

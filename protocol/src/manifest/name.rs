@@ -20,7 +20,7 @@ pub(super) fn label(text: &str) -> Result<String, String> {
 }
 
 /// Labels joined by dots.
-pub(super) fn subdomain(text: &str) -> Result<String, String> {
+pub(crate) fn subdomain(text: &str) -> Result<String, String> {
     let labels = |part: &str| !part.is_empty() && part.split('.').all(is_subdomain_part);
     if text.len() <= SUBDOMAIN_MAX && labels(text) {
         return Ok(text.to_owned());
