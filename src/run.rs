@@ -38,7 +38,7 @@ use crate::{
     driver::{Driver, Parts},
     logs::{own, ring::Rings},
     options::{Exit, Init, Isolation, RunOptions},
-    sample::system::Reading,
+    sample::system::Memory,
     status,
     sys::{
         self,
@@ -239,8 +239,7 @@ fn ground(options: &RunOptions, boot_id: &str, remarks: &mut Vec<Condition>) -> 
             "a program that is linked dynamically is no plugin's init: each has a copy of the supervisor";
         remark("InitNotStatic", format!("{message}, which costs memory"));
     }
-    let (memory, available) =
-        Reading::take().map_or((0, 0), |reading| (reading.memory_total, reading.memory_available));
+    let (memory, available) = Memory::now().map_or((0, 0), |memory| (memory.total, memory.available));
     let name = format!("enclave-{}", boot_id.get(..12).unwrap_or(boot_id));
     let isolated = root && (options.isolation == Isolation::Full || options.init != Init::Container);
     if root && !isolated {

@@ -13,7 +13,7 @@ use std::{
     time::Duration,
 };
 
-use enclave_protocol::control::{LogStream, PluginStatus};
+use enclave_protocol::control::LogStream;
 use nix::sys::signal::Signal;
 use tokio::{sync::mpsc, task::JoinSet};
 
@@ -22,9 +22,9 @@ use super::{
     standby::Standby,
 };
 use crate::{
-    engine::{Event, ExitReason, PluginId, RunId, SpawnError, Stop},
+    engine::{Event, ExitReason, Moment, PluginId, RunId, SpawnError, Stop},
     logs::{capture::Capture, ring::Rings},
-    sample::{families, process, system::oom_kills},
+    sample::{plugin::Track, process, system::oom_kills},
     sys::{
         cgroup::Cgroup,
         init::{
@@ -48,7 +48,7 @@ const HANGING_MAX: usize = 16;
 #[derive(Debug)]
 pub(super) struct Children {
     names: Vec<String>,
-    plugins: Vec<Plugin>,
+    pub(super) plugins: Vec<Plugin>,
     spawner: Spawner,
     /// Makes what stands by, so that nobody who starts waits for it. One that hangs is waited for: restarts
     /// do without.
@@ -59,24 +59,29 @@ pub(super) struct Children {
     speak: mpsc::Sender<Word>,
     rings: Arc<Rings>,
     keep_output: bool,
-    oom_kills_seen: Option<u64>,
+    pub(super) oom_kills_seen: Option<u64>,
 }
 
+/// One plugin.
 #[derive(Debug)]
-struct Plugin {
-    recipe: Arc<Recipe>,
-    cgroup: Option<Arc<Cgroup>>,
+pub(super) struct Plugin {
+    pub(super) recipe: Arc<Recipe>,
+    pub(super) cgroup: Option<Arc<Cgroup>>,
     capture: Capture,
-    live: Option<Live>,
+    pub(super) live: Option<Live>,
     /// The next run.
-    standby: Option<Standby>,
+    pub(super) standby: Option<Standby>,
     /// It has been asked for since the present run began: it is not made twice, whatever becomes of it.
     stood_by: bool,
     /// Why the last run without a process had none. It stays while further runs are made: until one ends, the
     /// status still tells of it.
     failure: Option<Failure>,
-    cpu_gone: Duration,
-    oom_kills: u64,
+    pub(super) cpu_gone: Duration,
+    pub(super) oom_kills: u64,
+    /// What samples keep of it.
+    pub(super) track: Track,
+    /// The out-of-memory killer struck before anybody was told that the memory limit was near.
+    pub(super) untold: bool,
     /// The group's count as the last run ended.
     oom_kills_seen: Option<u64>,
     /// Inits of ours that have nothing more to do, until they are reaped.
@@ -87,7 +92,7 @@ struct Plugin {
 
 /// The present run.
 #[derive(Debug)]
-struct Live {
+pub(super) struct Live {
     run: RunId,
     pid: Arc<AtomicI32>,
     control: Arc<Control>,
@@ -96,7 +101,7 @@ struct Live {
     /// It stood by.
     prepared: bool,
     /// The start has been answered.
-    answered: bool,
+    pub(super) answered: bool,
     /// Its init has ended before that.
     ended: Option<Ending>,
     /// What it was told to end by. After KILL its end is no out-of-memory kill.
@@ -119,14 +124,14 @@ impl Plugin {
     }
 
     /// Processes in its group that are ours.
-    fn inits(&self) -> u64 {
+    pub(super) fn inits(&self) -> u64 {
         let own = self.live.is_some() && !self.recipe.is_direct();
         u64::from(own) + u64::from(self.standby.is_some())
     }
 }
 
 impl Live {
-    fn pid(&self) -> Option<i32> {
+    pub(super) fn pid(&self) -> Option<i32> {
         Some(self.pid.load(Ordering::Acquire)).filter(|pid| *pid > 0)
     }
 }
@@ -181,8 +186,17 @@ impl Children {
     }
 
     /// Adds the next plugin in [`PluginId`] order.
-    pub(super) fn add(&mut self, name: String, recipe: Arc<Recipe>, cgroup: Option<Arc<Cgroup>>) {
+    pub(super) fn add(
+        &mut self,
+        name: String,
+        recipe: Arc<Recipe>,
+        cgroup: Option<Arc<Cgroup>>,
+        now: Moment,
+    ) {
         self.plugins.push(Plugin {
+            // A new group has used nothing yet.
+            track: Track::new(&name, now, Duration::ZERO),
+            untold: false,
             oom_kills_seen: cgroup.as_ref().and_then(|cgroup| cgroup.oom_kills()),
             recipe,
             cgroup,
@@ -245,6 +259,7 @@ impl Children {
         // From here on it is on its way; everything below is done meanwhile.
         let Standby { place, control, stdout, stderr, born } = standby;
         slot.stood_by = false;
+        slot.track.run_ended();
         let live = Live {
             run,
             pid: place,
@@ -461,6 +476,8 @@ impl Children {
             return exit;
         }
         slot.oom_kills += 1;
+        let limited = slot.cgroup.as_ref().is_some_and(|cgroup| cgroup.limits().memory_bytes.is_some());
+        slot.untold = limited && !slot.track.is_near_limit();
         ExitReason::OutOfMemory
     }
 
@@ -530,30 +547,6 @@ impl Children {
             }
             None => process::members_of(init).into_iter().for_each(|pid| send(pid, Signal::SIGKILL, false)),
         }
-    }
-
-    /// What a sample says about every plugin.
-    pub(super) fn readings(&mut self, statuses: &[PluginStatus]) -> Vec<families::Plugin> {
-        let without_group = self.plugins.iter().filter(|slot| slot.cgroup.is_none());
-        let leaders: Vec<i32> = without_group.filter_map(|slot| slot.live.as_ref()?.pid()).collect();
-        let usage = process::usage_of(&leaders);
-        self.oom_kills_seen = oom_kills();
-        let reading = |(slot, status): (&Plugin, &PluginStatus)| {
-            let group = slot.cgroup.as_ref().map(|cgroup| cgroup.usage());
-            let pid = slot.live.as_ref().and_then(Live::pid);
-            let usage = match group {
-                Some(usage) => Some(process::Usage {
-                    cpu: usage.cpu.unwrap_or_default(),
-                    memory: usage.memory.unwrap_or_default(),
-                    processes: usage.pids.unwrap_or_default().saturating_sub(slot.inits()),
-                }),
-                None => pid.and_then(|pid| usage.get(&pid).copied()),
-            };
-            // A group's own count has those that are gone in it.
-            let cpu_gone = if group.is_some() { Duration::ZERO } else { slot.cpu_gone };
-            families::Plugin { status: status.clone(), usage, cpu_gone, oom_kills: slot.oom_kills }
-        };
-        self.plugins.iter().zip(statuses).map(reading).collect()
     }
 
     /// Waits until every plugin's output has been read to its end.

@@ -17,8 +17,10 @@ mod listener;
 mod network;
 mod notify;
 mod probes;
+mod readings;
 mod report;
 mod running;
+mod sampler;
 mod standby;
 
 use std::{
@@ -28,17 +30,16 @@ use std::{
 };
 
 use enclave_protocol::{
-    control::{BOOT_FAILED, Condition, DrainRequest, ManifestAccepted, Phase, Status},
+    control::{BOOT_FAILED, Condition, DrainRequest, ManifestAccepted, Phase, Pod, Status},
     manifest::HostLogs,
-    metrics::{ATTRIBUTE_INSTANCE, LABEL_DEPLOYMENT, LABEL_NAMESPACE, LABEL_NED, Sample},
-    timestamp::Timestamp,
+    metrics::{ATTRIBUTE_INSTANCE, ATTRIBUTE_POD_NAMESPACE, LABEL_DEPLOYMENT, LABEL_NAMESPACE, LABEL_NED},
     transport::{Host, Stream},
 };
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
     sync::{mpsc, oneshot},
     task::JoinSet,
-    time::{Instant, Interval, MissedTickBehavior, sleep_until, timeout},
+    time::{Instant, sleep_until, timeout},
 };
 
 use self::{
@@ -47,6 +48,7 @@ use self::{
     notify::Notices,
     probes::Probes,
     running::{Running, Told},
+    sampler::Sampler,
 };
 use crate::{
     clock::Clock,
@@ -59,10 +61,6 @@ use crate::{
     deployment::{self, Deployment, Ground, PrepareError},
     engine::{Effect, Engine, Event, Outcome, PluginId},
     options::Exit,
-    sample::{
-        families,
-        system::{Cpu, Reading},
-    },
     sys::nsm::{MANIFEST_PCR, Nsm, NsmError, pcr_name},
 };
 
@@ -127,10 +125,7 @@ pub struct Driver {
     parts: Parts,
     clock: Clock,
     sockets: JoinSet<()>,
-    started: Timestamp,
-    cpu_first: Option<Cpu>,
-    cpu_before: Option<Cpu>,
-    samples: u64,
+    sampler: Sampler,
     /// The last look for ended children stopped at its bound.
     more_to_reap: bool,
     outcome: Option<Outcome>,
@@ -144,21 +139,21 @@ enum Wake {
     Told(Told),
     Deadline,
     SampleDue,
+    WatchDue,
     Terminate,
 }
 
 impl Driver {
     /// A driver that waits for a manifest.
     pub fn new(parts: Parts, clock: Clock) -> Self {
+        let stderr_lost = Arc::clone(&parts.stderr_lost);
+        let sampler = Sampler::new(clock, parts.sample_interval, stderr_lost);
         Self {
             running: None,
             parts,
             clock,
             sockets: JoinSet::new(),
-            started: clock.wall(),
-            cpu_first: None,
-            cpu_before: None,
-            samples: 0,
+            sampler,
             more_to_reap: false,
             outcome: None,
         }
@@ -169,10 +164,8 @@ impl Driver {
         let mut child_ended = signal(SignalKind::child())?;
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
-        let mut tick = tokio::time::interval(self.parts.sample_interval);
-        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         while self.outcome.is_none() {
-            let wake = self.wake(&mut child_ended, &mut terminate, &mut interrupt, &mut tick).await;
+            let wake = self.wake(&mut child_ended, &mut terminate, &mut interrupt).await;
             if matches!(wake, Wake::Terminate) && self.running.is_none() {
                 return Ok(Exit::Ok);
             }
@@ -186,9 +179,9 @@ impl Driver {
         child_ended: &mut Signal,
         terminate: &mut Signal,
         interrupt: &mut Signal,
-        tick: &mut Interval,
     ) -> Wake {
         let deadline = self.deadline();
+        let (sample, watch) = (self.sampler.due(), self.sampler.watch_due());
         let Self { parts, running, more_to_reap, .. } = self;
         let hearing = async {
             match running.as_mut() {
@@ -205,7 +198,8 @@ impl Driver {
             Some(()) = interrupt.recv() => Wake::Terminate,
             Some(command) = parts.commands.recv() => Wake::Command(command),
             Some(stream) = parts.ingress.recv() => Wake::Ingress(stream),
-            _ = tick.tick() => Wake::SampleDue,
+            () = sleep_until(sample) => Wake::SampleDue,
+            () = sleep_until(watch.unwrap_or(sample)), if watch.is_some() => Wake::WatchDue,
         }
     }
 
@@ -235,6 +229,7 @@ impl Driver {
             }
             Wake::Deadline => self.deadline_reached(),
             Wake::SampleDue => self.sample(),
+            Wake::WatchDue => self.watch(),
             Wake::Terminate => self.drain(self.parts.drain_grace),
         }
     }
@@ -295,6 +290,7 @@ impl Driver {
         self.measure(candidate)?;
         let Deployment { plugins, egress, peers, ingress, networks, state } = prepared;
         board.rings.limit_to_host(manifest.host_logs);
+        let now = self.clock.now();
         let (mut probes, mut notices) = (Probes::default(), Notices::new());
         for (id, (plugin, manifest)) in plugins.into_iter().zip(&manifest.plugins).enumerate() {
             if let Some((listener, grants)) = plugin.socket {
@@ -305,7 +301,7 @@ impl Driver {
                 notices.add(PluginId(id), socket);
             }
             probes.add(manifest);
-            children.add(plugin.name, plugin.recipe, plugin.cgroup);
+            children.add(plugin.name, plugin.recipe, plugin.cgroup, now);
         }
         let setup = Setup {
             host: self.parts.host.clone(),
@@ -317,21 +313,17 @@ impl Driver {
             sockets: SocketSource::new(move |plugin, count| networks.sockets(plugin, count)),
         };
         let mut network = Network::new(setup, &board.rings);
-        network.start(self.clock.now());
-        let labels = [
-            (LABEL_DEPLOYMENT, manifest.name.clone()),
-            (LABEL_NED, manifest.name.clone()),
-            (LABEL_NAMESPACE, manifest.namespace.clone()),
-        ];
-        let resource = [(ATTRIBUTE_INSTANCE, candidate.instance_id.clone())];
+        network.start(now);
+        let (labels, resource) = identity(candidate);
         tracing::info!(deployment = manifest.name, digest = accepted.digest, "manifest accepted");
         // Readers see whose numbers these are from now on, not only from the next sample.
         board.sample.send_modify(|sample| {
             if let Some(sample) = sample {
                 let sample = Arc::make_mut(sample);
-                (sample.labels, sample.resource) = (owned(&labels), owned(&resource));
+                (sample.labels, sample.resource) = (labels.clone(), resource.clone());
             }
         });
+        self.sampler.begin(children.has_memory_limits());
         self.running = Some(Running {
             engine: Engine::new(report::specs(manifest), self.parts.seed),
             children,
@@ -342,6 +334,7 @@ impl Driver {
             name: manifest.name.clone(),
             labels,
             resource,
+            since: now,
             standby_due: None,
             _state: state,
         });
@@ -431,42 +424,18 @@ impl Driver {
 
     /// Takes a sample and puts it on the board.
     fn sample(&mut self) {
-        let reading = match Reading::take() {
-            Ok(reading) => reading,
-            Err(error) => {
-                tracing::warn!(%error, "cannot read /proc");
-                return;
-            }
-        };
-        let before = self.cpu_before.replace(reading.cpu);
-        let first = *self.cpu_first.get_or_insert(reading.cpu);
-        let mut all = families::system(&reading, first, before);
         let board = Arc::clone(self.board());
-        let logs = board.rings.totals();
-        let (mut labels, mut resource) = (BTreeMap::new(), BTreeMap::new());
-        let mut net_restarts = 0;
+        self.watch();
+        self.sampler.sample(self.running.as_mut(), &board);
+    }
+
+    /// Looks at the plugins' memory limits.
+    fn watch(&mut self) {
+        let board = Arc::clone(self.board());
+        self.sampler.watched();
         if let Some(running) = &mut self.running {
-            self.samples += 1;
-            running.network.request_report(self.samples);
-            let status = board.status.borrow().clone();
-            all.extend(families::plugins(&running.children.readings(&status.plugins), &logs));
-            all.extend(running.network.families());
-            net_restarts = running.network.restarts;
-            (labels, resource) = (owned(&running.labels), owned(&running.resource));
+            running.watch_memory(&board, self.clock);
         }
-        let own_log = logs.get(crate::logs::ring::SUPERVISOR).copied().unwrap_or_default();
-        let lost = self.parts.stderr_lost.load(std::sync::atomic::Ordering::Relaxed);
-        all.extend(families::supervisor(&board.refusals, own_log, net_restarts, lost));
-        if let Some(telemetry) = &*board.telemetry.borrow() {
-            all.extend(telemetry.report.families(self.clock.wall()));
-        }
-        board.sample.send_replace(Some(Arc::new(Sample {
-            time: self.clock.wall(),
-            started: self.started,
-            labels,
-            resource,
-            families: all,
-        })));
     }
 
     /// What comes after the last plugin: see the order in the module's description.
@@ -513,8 +482,23 @@ impl Driver {
     }
 }
 
-fn owned(labels: &[(&str, String)]) -> BTreeMap<String, String> {
-    labels.iter().map(|(name, value)| ((*name).to_owned(), value.clone())).collect()
+/// Whose numbers a deployment's are: the labels of every point, and what stands on the resource alone.
+fn identity(candidate: &Candidate) -> (BTreeMap<String, String>, BTreeMap<String, String>) {
+    let manifest = &candidate.manifest;
+    let labels = [
+        (LABEL_DEPLOYMENT, &manifest.name),
+        (LABEL_NED, &manifest.name),
+        (LABEL_NAMESPACE, &manifest.namespace),
+    ];
+    let pod = candidate.pod.iter().flat_map(Pod::attributes);
+    let resource = [
+        (ATTRIBUTE_INSTANCE, candidate.instance_id.as_str()),
+        (ATTRIBUTE_POD_NAMESPACE, manifest.namespace.as_str()),
+    ];
+    (
+        labels.map(|(name, value)| (name.to_owned(), value.clone())).into(),
+        resource.into_iter().chain(pod).map(|(name, value)| (name.to_owned(), value.to_owned())).collect(),
+    )
 }
 
 /// The last word, with every plugin's own exit.

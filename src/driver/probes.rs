@@ -215,6 +215,11 @@ impl Probes {
         Some(Event::Probed { plugin, run, kind, id, result })
     }
 
+    /// What the last failure of one probe of a plugin's present run was.
+    pub(super) fn message(&self, plugin: PluginId, kind: ProbeKind) -> Option<String> {
+        self.plugins.get(plugin.0)?.messages.get(&kind).cloned()
+    }
+
     /// What the last failures of a plugin's present run were.
     pub(super) fn messages(&self, plugin: usize) -> Vec<(control::ProbeKind, String)> {
         let messages = self.plugins.get(plugin).map(|slot| &slot.messages);

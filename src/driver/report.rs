@@ -14,7 +14,6 @@ use crate::{
         Change, DeploymentPhase, ExitReason, LastExit, Outcome, PluginId, PluginSnapshot, ProbeSnapshot,
         ProbeSpec, Probes, RestartCurve, RestartPolicy, Role, RunEnd, Snapshot, Spec,
     },
-    sys::spawn::Failure,
 };
 
 /// What the engine must know of the manifest's plugins, in the same order.
@@ -70,20 +69,28 @@ fn probe(probe: &manifest::Probe) -> ProbeSpec {
     }
 }
 
-/// Tells the board and the log of a change. `failure` says more of a spawn that failed than the engine knows.
-pub(super) fn publish(
-    change: &Change,
-    name: Option<&str>,
-    failure: Option<&Failure>,
-    board: &Board,
-    clock: Clock,
-) {
-    let message = match (change, failure) {
+/// The event of a plugin that has come near to its memory limit.
+pub(super) const NEAR_LIMIT: &str = "MemoryNearLimit";
+
+/// Its message.
+pub(super) fn near_limit(filled: u64, limit: u64) -> String {
+    format!("uses {} % of its memory limit of {} MiB", filled / 10, limit >> 20)
+}
+
+/// Tells the board and the log of a change. `more` says more of a spawn or a probe that failed than the engine
+/// knows.
+pub(super) fn publish(change: &Change, name: Option<&str>, more: Option<&str>, board: &Board, clock: Clock) {
+    let message = match (change, more) {
         (Change::SpawnFailed { .. }, Some(failure)) => format!("could not be started: {failure}"),
+        (Change::ProbeFailed { .. }, Some(answer)) => format!("{change}: {answer}"),
         (change, _) => change.to_string(),
     };
     let reason = change.reason();
-    tracing::info!(plugin = name, reason, "{message}");
+    if change.is_failure() {
+        tracing::warn!(plugin = name, reason, "{message}");
+    } else {
+        tracing::info!(plugin = name, reason, "{message}");
+    }
     board.events.push(clock.wall(), name, reason, message);
 }
 

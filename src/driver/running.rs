@@ -1,5 +1,7 @@
 //! The deployment that runs: the engine with everything that it decides about, and what performs it.
 
+use std::collections::BTreeMap;
+
 use enclave_protocol::control::{ManifestAccepted, Status};
 
 use super::{
@@ -8,13 +10,14 @@ use super::{
     network::Network,
     notify::Notices,
     probes::Probes,
+    readings::NearLimit,
     report::{self, Detail},
 };
 use crate::{
     clock::Clock,
     control::board::Board,
     deployment::StateDir,
-    engine::{Change, Effect, Engine, Event, Moment, Outcome, PluginId, Stop},
+    engine::{Change, Effect, Engine, Event, ExitReason, Moment, Outcome, PluginId, Stop},
     net::probe,
     sys::spawn::Failure,
 };
@@ -29,9 +32,12 @@ pub(super) struct Running {
     pub(super) accepted: ManifestAccepted,
     /// The deployment's name.
     pub(super) name: String,
-    pub(super) labels: [(&'static str, String); 3],
+    /// On every point of every sample.
+    pub(super) labels: BTreeMap<String, String>,
     /// On the resource of every sample.
-    pub(super) resource: [(&'static str, String); 1],
+    pub(super) resource: BTreeMap<String, String>,
+    /// When the manifest was accepted.
+    pub(super) since: Moment,
     /// When the next run of some plugin is to be prepared.
     pub(super) standby_due: Option<Moment>,
     /// Removed when the deployment is dropped.
@@ -136,9 +142,34 @@ impl Running {
             self.probes.drop_hook(*plugin, &self.children);
         }
         let plugin = change.plugin();
-        let name = plugin.and_then(|plugin| self.children.names().get(plugin.0));
-        let failure = plugin.and_then(|plugin| self.children.failure(plugin));
-        report::publish(change, name.map(String::as_str), failure, board, clock);
+        if let Change::Exited { plugin, exit: ExitReason::OutOfMemory, .. } = change
+            && let Some(limit) = self.children.untold_limit(*plugin)
+        {
+            // It went from below the mark to its end within one look.
+            self.near_limit(*plugin, &report::near_limit(1000, limit), board, clock);
+        }
+        let name = plugin.and_then(|plugin| self.children.names().get(plugin.0)).map(String::as_str);
+        let more = if let Change::SpawnFailed { plugin, .. } = change {
+            self.children.failure(*plugin).map(Failure::to_string)
+        } else if let Change::ProbeFailed { plugin, kind, .. } = change {
+            self.probes.message(*plugin, *kind)
+        } else {
+            None
+        };
+        report::publish(change, name, more.as_deref(), board, clock);
+    }
+
+    /// Looks whether plugins have come near to their memory limits, and tells of them.
+    pub(super) fn watch_memory(&mut self, board: &Board, clock: Clock) {
+        for NearLimit { plugin, filled, limit } in self.children.near_limits() {
+            self.near_limit(plugin, &report::near_limit(filled, limit), board, clock);
+        }
+    }
+
+    fn near_limit(&self, plugin: PluginId, message: &str, board: &Board, clock: Clock) {
+        let name = self.children.names().get(plugin.0).map(String::as_str);
+        tracing::warn!(plugin = name, reason = report::NEAR_LIMIT, "{message}");
+        board.events.push(clock.wall(), name, report::NEAR_LIMIT, message.to_owned());
     }
 
     /// The contract's status.

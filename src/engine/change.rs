@@ -167,10 +167,36 @@ impl Change {
         }
     }
 
+    /// Whether somebody should look at it: the log has it as a warning.
+    pub fn is_failure(&self) -> bool {
+        match self {
+            Self::Exited { exit, .. } => *exit == ExitReason::OutOfMemory,
+            Self::WorkloadEnded { outcome } | Self::End { outcome } => *outcome == Outcome::Failed,
+            Self::SpawnFailed { .. }
+            | Self::CrashLoop { .. }
+            | Self::ProbeFailed { .. }
+            | Self::Failed { .. }
+            | Self::GaveUp { .. }
+            | Self::DependencyFailed { .. }
+            | Self::Killed { .. }
+            | Self::Unkillable { .. } => true,
+            Self::Started { .. }
+            | Self::BackOff { .. }
+            | Self::Steady { .. }
+            | Self::Ready { .. }
+            | Self::Completed { .. }
+            | Self::PreStop { .. }
+            | Self::Stopping { .. }
+            | Self::Stopped { .. }
+            | Self::Draining { .. } => false,
+        }
+    }
+
     /// One word for the contract's event stream.
     pub fn reason(&self) -> &'static str {
         match self {
             Self::Started { .. } => "Started",
+            Self::Exited { exit: ExitReason::OutOfMemory, .. } => Reason::OutOfMemory.as_str(),
             Self::Exited { .. } => "Exited",
             Self::SpawnFailed { .. } => "SpawnFailed",
             Self::BackOff { .. } => "BackOff",
@@ -244,7 +270,7 @@ impl fmt::Display for ExitReason {
         match self {
             Self::Code(code) => write!(f, "exited with code {code}"),
             Self::Signal(signal) => write!(f, "ended by signal {signal}"),
-            Self::OutOfMemory => f.write_str("killed for want of memory"),
+            Self::OutOfMemory => f.write_str("killed by the out-of-memory killer (OOMKilled)"),
         }
     }
 }

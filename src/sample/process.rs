@@ -1,4 +1,5 @@
-//! CPU and memory of the plugins' processes, by walking /proc.
+//! CPU and memory of the plugins' processes, by walking /proc where there are no control groups; and what control
+//! groups do not count.
 //!
 //! A process belongs to a plugin when it is in the session of the plugin's leader, or descends from a process
 //! that does. A daemon that left the session and lost its parent belongs to nobody.
@@ -8,18 +9,24 @@ use std::{collections::BTreeMap, time::Duration};
 use procfs::process::{Stat, all_processes};
 
 /// What one plugin's processes use now.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Usage {
     /// CPU time of the living and of their reaped children.
     pub cpu: Duration,
     /// Resident memory, in bytes. Pages shared between processes count once for each.
     pub memory: u64,
-    /// How many processes.
-    pub processes: u64,
+    /// Threads of all processes.
+    pub threads: u64,
+    /// Page faults of the living.
+    pub page_faults: u64,
+    /// Those that waited for a disk.
+    pub major_page_faults: u64,
+    /// The processes.
+    pub pids: Vec<i32>,
 }
 
 /// One line of the process table.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Entry {
     pid: i32,
     parent: i32,
@@ -49,6 +56,20 @@ pub fn members_of(leader: i32) -> Vec<i32> {
     members.map(|entry| entry.pid).collect()
 }
 
+/// Files that these processes have open. Those that have ended meanwhile are left out.
+pub fn open_files(pids: &[i32]) -> u64 {
+    let open = |pid: &i32| {
+        let path = format!("/proc/{pid}/fd");
+        // Since Linux 6.2 the directory's size is their number. Before it is zero, and they are counted.
+        match std::fs::metadata(&path).map(|directory| directory.len()) {
+            Ok(0) => std::fs::read_dir(&path).map_or(0, |entries| entries.count() as u64),
+            Ok(count) => count,
+            Err(_) => 0,
+        }
+    };
+    pids.iter().map(open).sum()
+}
+
 fn entry(stat: &Stat) -> Entry {
     let ticks = stat.utime + stat.stime + u64::try_from(stat.cutime + stat.cstime).unwrap_or(0);
     let cpu = Duration::from_secs_f64(ticks as f64 / procfs::ticks_per_second() as f64);
@@ -57,7 +78,14 @@ fn entry(stat: &Stat) -> Entry {
         pid: stat.pid,
         parent: stat.ppid,
         session: stat.session,
-        usage: Usage { cpu, memory, processes: 1 },
+        usage: Usage {
+            cpu,
+            memory,
+            threads: u64::try_from(stat.num_threads).unwrap_or(0),
+            page_faults: stat.minflt.saturating_add(stat.majflt),
+            major_page_faults: stat.majflt,
+            pids: vec![stat.pid],
+        },
     }
 }
 
@@ -86,7 +114,10 @@ fn sum(table: &[Entry], leaders: &[i32]) -> BTreeMap<i32, Usage> {
             let total = usage.entry(leader).or_default();
             total.cpu += entry.usage.cpu;
             total.memory += entry.usage.memory;
-            total.processes += 1;
+            total.threads += entry.usage.threads;
+            total.page_faults += entry.usage.page_faults;
+            total.major_page_faults += entry.usage.major_page_faults;
+            total.pids.extend_from_slice(&entry.usage.pids);
         }
     }
     usage
@@ -97,7 +128,7 @@ mod tests {
     use super::*;
 
     fn process(pid: i32, parent: i32, session: i32) -> Entry {
-        let usage = Usage { cpu: Duration::from_secs(1), memory: 4096, processes: 1 };
+        let usage = Usage { cpu: Duration::from_secs(1), memory: 4096, pids: vec![pid], ..Usage::default() };
         Entry { pid, parent, session, usage }
     }
 
@@ -112,9 +143,9 @@ mod tests {
             process(30, 1, 30), // left the session and lost its parent
         ];
         let usage = sum(&table, &[10, 20]);
-        assert_eq!(usage[&10].processes, 3);
+        assert_eq!(usage[&10].pids, [10, 11, 12]);
         assert_eq!(usage[&10].memory, 3 * 4096);
-        assert_eq!(usage[&20].processes, 1);
+        assert_eq!(usage[&20].pids, [20]);
         assert_eq!(usage.len(), 2);
     }
 
@@ -123,5 +154,16 @@ mod tests {
         let session = nix::unistd::getsid(None).unwrap().as_raw();
         let usage = usage_of(&[session]);
         assert!(usage[&session].memory > 0);
+    }
+
+    #[test]
+    fn a_file_that_is_opened_is_one_more() {
+        let own = [i32::try_from(std::process::id()).unwrap()];
+        // Other tests of this process open and close files meanwhile.
+        let before = open_files(&own);
+        let opened: Vec<_> = (0..500).map(|_| std::fs::File::open("/dev/null").unwrap()).collect();
+        assert!((before + 400..before + 600).contains(&open_files(&own)));
+        drop(opened);
+        assert_eq!(open_files(&[-1]), 0);
     }
 }

@@ -10,17 +10,21 @@
 //! ```
 //! A group lives from the manifest to the end, over all runs of its plugin.
 
+mod reading;
+
 use std::{
     collections::BTreeMap,
     fs::{self, File},
     io::{self, Read, Write},
-    os::{fd::OwnedFd, unix::fs::FileExt},
+    os::fd::OwnedFd,
     path::{Path, PathBuf},
     sync::atomic::{AtomicBool, Ordering},
-    time::Duration,
 };
 
 use nix::{sys::signal::Signal, unistd::Pid};
+
+use self::reading::Files;
+pub use self::reading::{MemoryEvents, Pressure, Reading, Throttling};
 
 /// The kernel's default period of CPU limits, in microseconds.
 const CPU_PERIOD_MICROS: u64 = 100_000;
@@ -28,8 +32,6 @@ const CPU_PERIOD_MICROS: u64 = 100_000;
 const CPU_QUOTA_MICROS_MIN: u64 = 1000;
 /// Longest file read here, in bytes. `memory.stat` has about 1.5 KiB, `cgroup.procs` 8 bytes a process.
 const FILE_BYTES_MAX: u64 = 1 << 20;
-/// Longest file of events that is read, in bytes: both versions' have about 100.
-const EVENTS_BYTES_MAX: usize = 1024;
 /// Memory that all plugins together leave to the supervisor, `net` and the kernel: three times what both
 /// have at their peak, and a good part of 100 full log rings.
 const RESERVED_BYTES: u64 = 32 << 20;
@@ -79,17 +81,6 @@ pub struct Limits {
     pub pids: Option<u32>,
 }
 
-/// What a group uses now.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Usage {
-    /// CPU time of all its processes so far, dead ones included.
-    pub cpu: Option<Duration>,
-    /// Memory charged to it, in bytes.
-    pub memory: Option<u64>,
-    /// Processes and threads.
-    pub pids: Option<u64>,
-}
-
 /// Where groups can be made, as the kernel shows it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Layout {
@@ -113,11 +104,9 @@ pub struct Cgroups {
 #[derive(Debug)]
 pub struct Cgroup {
     group: Group,
-    cpu_millis: Option<u64>,
-    memory_bytes: Option<u64>,
-    /// Where the out-of-memory killer's kills are counted. It is kept open: it is read at every end of a run,
-    /// before the next.
-    oom: Option<File>,
+    /// Those in force.
+    limits: Limits,
+    files: Files,
     /// Whether the CPU limit is lifted.
     lifted: AtomicBool,
 }
@@ -264,13 +253,8 @@ impl Cgroups {
             // have it: all plugins would be killed for one.
             fs::write(path.join("memory.oom.group"), "1").ok();
         }
-        let Limits { cpu_millis, memory_bytes, .. } = limits;
-        let file = match group.0 {
-            Layout::Unified(_) => "memory.events",
-            Layout::Split(_) => "memory.oom_control",
-        };
-        let oom = group.0.of(Controller::Memory).and_then(|path| File::open(path.join(file)).ok());
-        Ok(Cgroup { group, cpu_millis, memory_bytes, oom, lifted: AtomicBool::new(false) })
+        let files = Files::open(&group.0);
+        Ok(Cgroup { group, limits, files, lifted: AtomicBool::new(false) })
     }
 }
 
@@ -355,20 +339,6 @@ impl Group {
             fs::remove_dir(path).ok();
         }
     }
-
-    fn number(&self, controller: Controller, file: &str) -> Option<u64> {
-        read(&self.0.of(controller)?.join(file)).ok()?.trim().parse().ok()
-    }
-
-    /// The value of a line `key value`.
-    fn value(&self, controller: Controller, file: &str, key: &str) -> Option<u64> {
-        value_of(&read(&self.0.of(controller)?.join(file)).ok()?, key)
-    }
-}
-
-/// The value of a line `key value`.
-fn value_of(text: &str, key: &str) -> Option<u64> {
-    text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(' ')?.trim().parse().ok())
 }
 
 impl Drop for Group {
@@ -403,40 +373,53 @@ impl Cgroup {
     /// Makes it ready for the next run.
     pub fn renew(&self) -> io::Result<()> {
         if self.lifted.swap(false, Ordering::Relaxed) {
-            self.group.limit(&Limits { cpu_millis: self.cpu_millis, ..Limits::default() })?;
+            self.group.limit(&Limits { cpu_millis: self.limits.cpu_millis, ..Limits::default() })?;
         }
         Ok(())
     }
 
-    /// What it uses now.
-    pub fn usage(&self) -> Usage {
-        let group = &self.group;
-        match group.0 {
-            Layout::Unified(_) => Usage {
-                cpu: group.value(Controller::Cpu, "cpu.stat", "usage_usec").map(Duration::from_micros),
-                memory: group.number(Controller::Memory, "memory.current"),
-                pids: group.number(Controller::Pids, "pids.current"),
-            },
-            Layout::Split(_) => Usage {
-                cpu: group.number(Controller::Cpuacct, "cpuacct.usage").map(Duration::from_nanos),
-                memory: group.number(Controller::Memory, "memory.usage_in_bytes"),
-                pids: group.number(Controller::Pids, "pids.current"),
-            },
-        }
+    /// Moves a process into it, for measurements: a plugin's process enters by itself.
+    pub fn adopt(&self, pid: u32) -> io::Result<()> {
+        let write = |path: &Path| fs::write(path.join("cgroup.procs"), pid.to_string());
+        self.group.0.directories().into_iter().try_for_each(write)
     }
 
-    /// How often the out-of-memory killer has struck here; none where the kernel does not count it by group
-    /// (before Linux 4.13, or without the controller).
+    /// Its limits that are in force.
+    pub fn limits(&self) -> &Limits {
+        &self.limits
+    }
+
+    /// What its files say now.
+    pub fn reading(&self) -> Reading {
+        self.files.read()
+    }
+
+    /// The part of its memory limit that is in use without what the kernel can easily take back, in thousandths,
+    /// once `from` of them are in use with it. None without a limit.
+    pub fn memory_filled(&self, from: u64) -> Option<u64> {
+        let most = self.limits.memory_bytes.filter(|most| *most > 0)?;
+        let part = |bytes: u64| bytes.saturating_mul(1000) / most;
+        let used = part(self.files.memory()?);
+        // The second file is longer than the first, and mostly not needed.
+        if used < from { Some(used) } else { self.files.working_set().map(part) }
+    }
+
+    /// How often the out-of-memory killer has struck here; none where the kernel does not count it by group.
     pub fn oom_kills(&self) -> Option<u64> {
-        let mut bytes = [0; EVENTS_BYTES_MAX];
-        let length = self.oom.as_ref()?.read_at(&mut bytes, 0).ok()?;
-        value_of(std::str::from_utf8(bytes.get(..length)?).ok()?, "oom_kill")
+        self.files.oom_kills()
+    }
+
+    /// Its processes, `most` of them at the most and one more where there are more.
+    pub fn processes(&self, most: usize) -> Option<Vec<i32>> {
+        let path = *self.group.0.directories().first()?;
+        let text = read(&path.join("cgroup.procs")).ok()?;
+        Some(text.lines().filter_map(|line| line.parse().ok()).take(most.saturating_add(1)).collect())
     }
 
     /// Whether more than this part of the memory that it may have is in use. Never without a limit.
     pub fn is_filled(&self, part: u64) -> bool {
-        let used = || self.usage().memory.unwrap_or(0);
-        self.memory_bytes.is_some_and(|most| used() > most / part)
+        let used = || self.files.memory().unwrap_or(0);
+        self.limits.memory_bytes.is_some_and(|most| used() > most / part)
     }
 
     /// Kills everything in it, however it left its session or its parent.
@@ -444,7 +427,7 @@ impl Cgroup {
     /// Its CPU limit is lifted: who has used up his part would take seconds to die. [`Cgroup::renew`] sets it
     /// again.
     pub fn kill(&self) -> io::Result<()> {
-        if self.cpu_millis.is_some() && self.group.lift_cpu().is_ok() {
+        if self.limits.cpu_millis.is_some() && self.group.lift_cpu().is_ok() {
             self.lifted.store(true, Ordering::Relaxed);
         }
         if let Layout::Unified(path) = &self.group.0 {

@@ -8,6 +8,7 @@ mod clone;
 pub mod confine;
 pub mod descriptors;
 pub mod entropy;
+pub mod held;
 pub mod init;
 pub mod limits;
 pub mod loopback;

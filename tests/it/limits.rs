@@ -52,14 +52,61 @@ fn a_plugin_that_exceeds_its_memory_is_shown_as_killed_for_it_and_its_neighbour_
     );
     let pair = Pair::start_as(app, KILLER);
     let enclave = &pair.enclave;
-    let exited = enclave.events().until("its end", |event| is(event, "app", "Exited"));
-    assert!(exited.message.starts_with("killed for want of memory after "), "{}", exited.message);
+    let exited = enclave.events().until("its end", |event| is(event, "app", "OOMKilled"));
+    let message = "killed by the out-of-memory killer (OOMKilled) after ";
+    assert!(exited.message.starts_with(message), "{}", exited.message);
     let plugin = enclave.plugin("app");
     assert_eq!((plugin.phase, plugin.reason.as_deref()), (PluginPhase::Failed, Some("OOMKilled")));
     let exit = plugin.last_exit.unwrap();
     assert_eq!((exit.code, exit.signal, exit.oom, plugin.oom_kills), (None, Some(9), true, 1));
     enclave.client.until_is("enclave_plugin_oom_kills_total", &[("plugin", "app")], 1.0);
     enclave.client.until_is("enclave_plugin_oom_kills_total", &[("plugin", "witness")], 0.0);
+    pair.finish();
+}
+
+#[test]
+fn a_plugin_that_grows_is_told_to_be_near_its_limit_before_it_is_killed() {
+    if !limits("memory") {
+        return;
+    }
+    // From 54 MiB on it writes one more each half second: 90 % of the limit are 3 s before its end.
+    let text = "dd if=/dev/zero of=/dev/shm/fill bs=65536 count=640 2>/dev/null\n\
+                dd if=/dev/zero of=/fill bs=65536 count=224 2>/dev/null\n\
+                i=0; while dd if=/dev/zero of=/more$i bs=65536 count=16 2>/dev/null; do i=$((i+1)); sleep 0.5; done\n\
+                exit 1";
+    let app =
+        with(limited(script("app", text), json!({"memory": "64Mi"})), json!({"restartPolicy": "Never"}));
+    let pair = Pair::start_as(app, KILLER);
+    let enclave = &pair.enclave;
+    let mut events = enclave.events();
+    let near = events.until("the warning", |event| is(event, "app", "MemoryNearLimit"));
+    assert!(near.message.ends_with(" % of its memory limit of 64 MiB"), "{}", near.message);
+    let labels = [("plugin", "app"), ("k8s.container.name", "app")];
+    enclave.client.until_is("k8s.container.memory.limit.current", &labels, f64::from(64 << 20));
+    let killed = events.until("its end", |event| is(event, "app", "OOMKilled"));
+    assert!(near.time < killed.time && near.seq < killed.seq);
+    let told = enclave.events().up_to("its end", |event| is(event, "app", "OOMKilled"));
+    assert_eq!(told.iter().filter(|event| is(event, "app", "MemoryNearLimit")).count(), 1);
+    pair.finish();
+}
+
+#[test]
+fn a_plugin_killed_at_once_is_told_to_have_been_at_its_limit_first() {
+    if !limits("memory") {
+        return;
+    }
+    let app = with(
+        limited(script("app", "exec tail /dev/zero"), json!({"memory": "64Mi"})),
+        json!({"restartPolicy": "Never"}),
+    );
+    let pair = Pair::start_as(app, KILLER);
+    let told = pair.enclave.events().up_to("its end", |event| is(event, "app", "OOMKilled"));
+    let reasons: Vec<&str> = told
+        .iter()
+        .filter(|event| event.plugin.as_deref() == Some("app"))
+        .map(|event| event.reason.as_str())
+        .collect();
+    assert_eq!(reasons, ["Started", "MemoryNearLimit", "OOMKilled"]);
     pair.finish();
 }
 
@@ -109,7 +156,7 @@ fn a_plugin_without_a_limit_of_its_own_still_has_one_for_processes() {
 /// The plugin's CPU seconds and the time of the sample.
 fn cpu(enclave: &Enclave) -> Option<(f64, u64)> {
     let sample = enclave.client.sample()?;
-    Some((point(&sample, "enclave_plugin_cpu_seconds_total", &[("plugin", "app")])?, sample.time.0))
+    Some((point(&sample, "container.cpu.time", &[("plugin", "app")])?, sample.time.0))
 }
 
 /// The part of a core that the plugin app uses from now on, for a few seconds.

@@ -29,7 +29,7 @@ fn a_plugin_that_the_out_of_memory_killer_ends_is_reported_as_such() {
     let request = "GET /alloc?mib=256 HTTP/1.1\r\nhost: h\r\nconnection: close\r\n";
     std::thread::scope(|scope| {
         scope.spawn(|| std::panic::catch_unwind(|| exchange(stream, request, b"")));
-        enclave.events().until("the end", |event| is(event, "app", "Exited"));
+        enclave.events().until("the end", |event| is(event, "app", "OOMKilled"));
     });
     let exit = enclave.plugin("app").last_exit.unwrap();
     assert_eq!((exit.signal, exit.oom, exit.code), (Some(9), true, None));

@@ -73,7 +73,7 @@ fn an_exec_probe_makes_a_plugin_ready_and_not_ready_and_its_words_are_shown() {
     let mut events = enclave.events();
     events.until("readiness", |event| is(event, "app", "Ready"));
     let lost = events.until("its loss", |event| is(event, "app", "ReadinessProbeFailed"));
-    assert_eq!(lost.message, "readiness probe failed 1 time in a row: not ready");
+    assert_eq!(lost.message, "readiness probe failed 1 time in a row: not ready: there is no /tmp/ready");
     let plugin = enclave.plugin("app");
     assert_eq!((plugin.ready, plugin.pid, plugin.restarts), (false, Some(pid), 0));
     enclave.client.until_sampled("enclave_plugin_probe_failures", &[("plugin", "app")], |value| value >= 1.0);
@@ -162,7 +162,7 @@ fn a_failed_liveness_probe_ends_the_run_with_its_own_grace_and_the_next_one_live
     let reasons: Vec<_> = seen.iter().map(|event| event.reason.as_str()).collect();
     let expected = ["Started", "LivenessProbeFailed", "Stopping", "Killed", "Exited", "BackOff", "Started"];
     assert_eq!(reasons, expected, "{seen:#?}");
-    assert_eq!(seen[1].message, "liveness probe failed 1 time in a row: the run is ended");
+    assert_eq!(seen[1].message, "liveness probe failed 1 time in a row: the run is ended: it is dead");
     until_probed(&enclave, "app", |probe| probe.passing == Some(true));
     let plugin = enclave.plugin("app");
     assert_eq!((plugin.phase, plugin.restarts), (PluginPhase::Running, 1));

@@ -1,11 +1,12 @@
 //! The life of a plugin: starts, ends, restarts, and what status, events and the exit code say of them.
 
-use enclave_protocol::control::{Phase, PluginPhase};
+use enclave_protocol::control::{EGRESS_PORT, ManifestAccepted, Phase, PluginPhase};
 use serde_json::json;
 
 use crate::{
+    client::point,
     enclave::{How, is},
-    patience::Deadline,
+    patience::{Deadline, eventually},
     process::{children, kill_9},
     scene::{Scene, deployment, deployment_with, idle, image, script, with},
 };
@@ -227,4 +228,37 @@ fn without_isolation_a_plugin_is_the_supervisor_s_own_child_and_its_life_is_the_
         .until("a restart", |event| is(event, "app", "Started") && event.message.contains("restart 1"));
     enclave.drain(10);
     assert_eq!(enclave.finish().final_state("app")["code"], 5);
+}
+
+#[test]
+fn the_first_sample_has_cpu_use_and_the_pod_and_does_not_wait_for_the_interval() {
+    // Longer than this test has patience.
+    let how = How { sample_interval: Some(600), ..How::default() };
+    let mut enclave = Scene::with_app().start_as(how);
+    let body = json!({
+        "manifest": deployment(json!([idle("app")])).to_string(), "files": {}, "egressPort": EGRESS_PORT,
+        "instanceId": "it-1", "pod": {"name": "hello-1", "uid": "u-1", "node": "n.example"},
+    });
+    let answer = enclave.client.call("PUT", "/v1/manifest", &body);
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    enclave.client.token = Some(answer.json::<ManifestAccepted>().token);
+    let sample = eventually("a sample of the deployment", || {
+        let sample = enclave.client.sample()?;
+        point(&sample, "container.cpu.usage", &[("k8s.container.name", "app")])?;
+        Some(sample)
+    });
+    let value = |name: &str| point(&sample, name, &[]).unwrap_or_else(|| panic!("{name} is not there"));
+    assert!((0.0..=1.0).contains(&value("nitro_enclave_cpu_usage")));
+    assert!(value("k8s.node.memory.usage") >= value("k8s.node.memory.working_set"));
+    assert!((0.5..60.0).contains(&value("k8s.pod.uptime")), "{}", value("k8s.pod.uptime"));
+    let resource: Vec<String> = sample.resource.iter().map(|(key, value)| format!("{key}={value}")).collect();
+    let expected = "k8s.namespace.name=default k8s.node.name=n.example k8s.pod.name=hello-1 k8s.pod.uid=u-1 \
+                    service.instance.id=it-1";
+    assert_eq!(resource.join(" "), expected);
+    for family in &sample.families {
+        let entry = enclave_protocol::metrics::catalogue::find(&family.name);
+        assert!(entry.is_some(), "{} is not in the catalogue", family.name);
+    }
+    enclave.drain(0);
+    enclave.finish();
 }

@@ -32,7 +32,7 @@ fn the_first_restart_is_immediate_and_the_others_follow_the_curve() {
             5.200    app  CrashLoop: restarted again without a long run in between: in a crash loop
             6.200    app  SPAWN
             6.300    app  Started: started as pid 3, restart 2
-            6.400    app  Exited: killed for want of memory after 0.100s
+            6.400    app  OOMKilled: killed by the out-of-memory killer (OOMKilled) after 0.100s
             6.400    app  BackOff: restart 3 in 2.000s
             8.400    app  SPAWN
             8.500    app  SpawnFailed: could not be started: exec: errno 2

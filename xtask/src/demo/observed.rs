@@ -16,7 +16,7 @@ const DEPLOYMENT_LABEL: &str = "oblv_deployment_name";
 /// The headline gauges.
 const CPU_USAGE: &str = "nitro_enclave_cpu_usage";
 const MEMORY_USAGE: &str = "nitro_enclave_memory_usage";
-const PLUGIN_MEMORY: &str = "enclave_plugin_memory_bytes";
+const PLUGIN_MEMORY: &str = "container.memory.usage";
 /// Readings kept of each gauge: two minutes at one a second, more than the widest sparkline shows.
 const READINGS_MAX: usize = 120;
 /// Events kept: several times what a terminal has rows for.
