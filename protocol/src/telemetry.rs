@@ -10,7 +10,10 @@ use serde::{Deserialize, Serialize};
 use crate::{
     control::Condition,
     glance,
-    metrics::{Family, Point},
+    metrics::{
+        Family, Point,
+        catalogue::{Entry, telemetry as rows},
+    },
     timestamp::Timestamp,
 };
 
@@ -156,10 +159,35 @@ impl TelemetryReport {
 
     /// The families `enclave_telemetry_*`.
     pub fn families(&self, now: Timestamp) -> Vec<Family> {
-        let mut families = Vec::new();
-        for (_, items, text, signal) in self.signals() {
-            families.extend(counters(items, text, signal));
-        }
+        let rows = [
+            [
+                &rows::POINTS_PRODUCED,
+                &rows::POINTS_RECEIVED,
+                &rows::POINTS_SENT,
+                &rows::POINTS_RETRIED,
+                &rows::POINTS_DROPPED,
+                &rows::POINTS_QUEUED,
+            ],
+            [
+                &rows::LOG_RECORDS_PRODUCED,
+                &rows::LOG_RECORDS_RECEIVED,
+                &rows::LOG_RECORDS_SENT,
+                &rows::LOG_RECORDS_RETRIED,
+                &rows::LOG_RECORDS_DROPPED,
+                &rows::LOG_RECORDS_QUEUED,
+            ],
+            [
+                &rows::SPANS_PRODUCED,
+                &rows::SPANS_RECEIVED,
+                &rows::SPANS_SENT,
+                &rows::SPANS_RETRIED,
+                &rows::SPANS_DROPPED,
+                &rows::SPANS_QUEUED,
+            ],
+        ];
+        let signals = [&self.metrics, &self.logs, &self.traces];
+        let mut families: Vec<Family> =
+            rows.into_iter().zip(signals).flat_map(|(rows, signal)| counters(rows, signal)).collect();
         let by_signal = |value: &dyn Fn(&SignalReport) -> Option<f64>| {
             let point = |(name, _, _, signal): (_, _, _, &SignalReport)| {
                 Some(Point::labelled([("signal", name)], value(signal)?))
@@ -167,21 +195,9 @@ impl TelemetryReport {
             self.signals().into_iter().filter_map(point).collect::<Vec<_>>()
         };
         let age = |at: Timestamp| Duration::from_nanos(now.0.saturating_sub(at.0)).as_secs_f64();
-        families.push(gauge(
-            "queue_batches",
-            "Batches that wait for the collector",
-            by_signal(&|signal| Some(signal.queue_batches as f64)),
-        ));
-        families.push(gauge(
-            "queue_bytes",
-            "Compressed size of the batches that wait for the collector",
-            by_signal(&|signal| Some(signal.queue_bytes as f64)),
-        ));
-        families.push(gauge(
-            "last_success_age_seconds",
-            "Time since the collector last accepted a batch",
-            by_signal(&|signal| signal.last_success.map(age)),
-        ));
+        families.push(rows::QUEUE_BATCHES.family(by_signal(&|signal| Some(signal.queue_batches as f64))));
+        families.push(rows::QUEUE_BYTES.family(by_signal(&|signal| Some(signal.queue_bytes as f64))));
+        families.push(rows::LAST_SUCCESS_AGE.family(by_signal(&|signal| signal.last_success.map(age))));
         families
     }
 
@@ -239,26 +255,20 @@ pub fn error_text(error: &str) -> String {
     glance::cut(&glance::clean(&start), ERROR_CHARS_MAX)
 }
 
-/// The families of one signal.
-fn counters(items: &str, text: &str, signal: &SignalReport) -> Vec<Family> {
-    let counter = |name: &str, does: &str, points| {
-        Family::counter(&format!("{PREFIX}{items}_{name}_total"), &format!("{text} {does}"), points)
-    };
-    let one = |value: u64| vec![Point::bare(value as f64)];
-    let dropped = signal.dropped.by_reason();
-    let dropped = dropped.iter().map(|(reason, items)| Point::labelled([("reason", *reason)], *items as f64));
-    vec![
-        counter("produced", "that were to be exported", one(signal.produced)),
-        counter("received", "that apps sent as OTLP", one(signal.received)),
-        counter("sent", "that the collector accepted", one(signal.sent)),
-        counter("retried", "that were sent once more", one(signal.retried)),
-        counter("dropped", "that never arrived, by reason", dropped.collect()),
-        gauge(&format!("{items}_queued"), &format!("{text} that wait for the collector"), one(signal.queued)),
+/// The families of one signal, by the rows of the catalogue: produced, received, sent, retried, dropped, queued.
+fn counters(rows: [&Entry; 6], signal: &SignalReport) -> [Family; 6] {
+    let [produced, received, sent, retried, dropped, queued] = rows;
+    let by_reason = signal.dropped.by_reason();
+    let by_reason =
+        by_reason.iter().map(|(reason, items)| Point::labelled([("reason", *reason)], *items as f64));
+    [
+        produced.bare(signal.produced as f64),
+        received.bare(signal.received as f64),
+        sent.bare(signal.sent as f64),
+        retried.bare(signal.retried as f64),
+        dropped.family(by_reason.collect()),
+        queued.bare(signal.queued as f64),
     ]
-}
-
-fn gauge(name: &str, help: &str, points: Vec<Point>) -> Family {
-    Family::gauge(&format!("{PREFIX}{name}"), help, points)
 }
 
 #[cfg(test)]
