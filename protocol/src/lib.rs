@@ -12,6 +12,7 @@ pub mod metrics;
 pub mod policy;
 #[cfg(feature = "transport")]
 pub mod relay;
+pub mod scrape;
 pub mod signature;
 pub mod stream;
 pub mod telemetry;

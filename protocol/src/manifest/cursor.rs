@@ -10,24 +10,24 @@ use super::scalar::{Kind, Scalar, quoted};
 
 /// One node of the manifest, ready to be read as what it should be.
 #[derive(Debug, Clone)]
-pub(super) struct Cursor<'a> {
-    pub(super) node: &'a Node,
-    pub(super) path: String,
+pub(crate) struct Cursor<'a> {
+    pub(crate) node: &'a Node,
+    pub(crate) path: String,
     report: &'a Report,
 }
 
 impl<'a> Cursor<'a> {
-    pub(super) fn root(node: &'a Node, report: &'a Report) -> Self {
+    pub(crate) fn root(node: &'a Node, report: &'a Report) -> Self {
         Self { node, path: String::new(), report }
     }
 
     /// Reports a mistake in this value.
-    pub(super) fn error(&self, message: impl Into<String>) {
+    pub(crate) fn error(&self, message: impl Into<String>) {
         self.report.add(self.node.position, &self.path, message);
     }
 
     /// Reports a mistake in this value's key.
-    pub(super) fn error_at(&self, position: Position, message: impl Into<String>) {
+    pub(crate) fn error_at(&self, position: Position, message: impl Into<String>) {
         self.report.add(position, &self.path, message);
     }
 
@@ -37,17 +37,17 @@ impl<'a> Cursor<'a> {
         }
     }
 
-    pub(super) fn mapping(&self) -> Option<Mapping<'a>> {
+    pub(crate) fn mapping(&self) -> Option<Mapping<'a>> {
         let Value::Mapping(_) = &self.node.value else {
             self.expected("a mapping", "");
             return None;
         };
-        let layer = Layer { cursor: self.clone(), asked: Vec::new() };
+        let layer = Layer { cursor: self.clone(), asked: Vec::new(), named: Vec::new() };
         Some(Mapping { outer: layer, inner: None })
     }
 
     /// The values of a mapping whose keys are free, with each key's position.
-    pub(super) fn entries(&self) -> Vec<(&'a str, Position, Cursor<'a>)> {
+    pub(crate) fn entries(&self) -> Vec<(&'a str, Position, Cursor<'a>)> {
         let Value::Mapping(entries) = &self.node.value else {
             self.expected("a mapping", "");
             return Vec::new();
@@ -61,7 +61,7 @@ impl<'a> Cursor<'a> {
     }
 
     /// The items of a list of at most `max`.
-    pub(super) fn items(&self, max: usize) -> Vec<Cursor<'a>> {
+    pub(crate) fn items(&self, max: usize) -> Vec<Cursor<'a>> {
         let Value::Sequence(nodes) = &self.node.value else {
             self.expected("a list", "");
             return Vec::new();
@@ -75,7 +75,7 @@ impl<'a> Cursor<'a> {
         nodes.iter().enumerate().map(item).collect()
     }
 
-    pub(super) fn scalar(&self, what: &str) -> Option<&'a Scalar> {
+    pub(crate) fn scalar(&self, what: &str) -> Option<&'a Scalar> {
         if let Value::Scalar(scalar) = &self.node.value {
             return Some(scalar);
         }
@@ -83,12 +83,12 @@ impl<'a> Cursor<'a> {
         None
     }
 
-    pub(super) fn string(&self) -> Option<&'a str> {
+    pub(crate) fn string(&self) -> Option<&'a str> {
         self.string_of("a string")
     }
 
     /// A string that `what` names in diagnostics.
-    pub(super) fn string_of(&self, what: &str) -> Option<&'a str> {
+    pub(crate) fn string_of(&self, what: &str) -> Option<&'a str> {
         let scalar = self.scalar(what)?;
         match scalar.kind() {
             Kind::Text if scalar.text.contains('\0') => {
@@ -107,7 +107,25 @@ impl<'a> Cursor<'a> {
         }
     }
 
-    pub(super) fn boolean(&self) -> Option<bool> {
+    /// The text of a scalar of any kind: a duration, a size, a name that may look like a number.
+    pub(crate) fn scalar_text(&self, what: &str) -> Option<&'a str> {
+        let scalar = self.scalar(what)?;
+        if scalar.is_null() {
+            self.expected(what, "");
+            return None;
+        }
+        Some(&scalar.text)
+    }
+
+    /// The text of a scalar; nothing is reported when it is something else.
+    pub(crate) fn node_text(&self) -> Option<&'a str> {
+        match &self.node.value {
+            Value::Scalar(scalar) => Some(&scalar.text),
+            Value::Sequence(_) | Value::Mapping(_) | Value::Refused => None,
+        }
+    }
+
+    pub(crate) fn boolean(&self) -> Option<bool> {
         let what = "true or false";
         let scalar = self.scalar(what)?;
         match scalar.kind() {
@@ -124,7 +142,7 @@ impl<'a> Cursor<'a> {
     }
 
     /// A whole number within `range`.
-    pub(super) fn integer<T>(&self, range: RangeInclusive<T>) -> Option<T>
+    pub(crate) fn integer<T>(&self, range: RangeInclusive<T>) -> Option<T>
     where
         T: TryFrom<i64> + PartialOrd + std::fmt::Display,
     {
@@ -162,12 +180,12 @@ impl<'a> Cursor<'a> {
     }
 
     /// A TCP port.
-    pub(super) fn port(&self) -> Option<u16> {
+    pub(crate) fn port(&self) -> Option<u16> {
         self.integer(1..=u16::MAX)
     }
 
     /// One of a few words.
-    pub(super) fn word<T: Copy>(&self, words: &[(&'static str, T)]) -> Option<T> {
+    pub(crate) fn word<T: Copy>(&self, words: &[(&'static str, T)]) -> Option<T> {
         let text = self.string()?;
         if let Some((_, value)) = words.iter().find(|(word, _)| *word == text) {
             return Some(*value);
@@ -180,7 +198,7 @@ impl<'a> Cursor<'a> {
     }
 
     /// Passes the value of a parse on, or reports why it failed.
-    pub(super) fn checked<T>(&self, result: Result<T, String>) -> Option<T> {
+    pub(crate) fn checked<T>(&self, result: Result<T, String>) -> Option<T> {
         result.map_err(|message| self.error(message)).ok()
     }
 }
@@ -190,7 +208,7 @@ impl<'a> Cursor<'a> {
 /// The second layer is the vendor's form of a plugin, which has the container's fields under a `spec` of its
 /// own.
 #[derive(Debug)]
-pub(super) struct Mapping<'a> {
+pub(crate) struct Mapping<'a> {
     outer: Layer<'a>,
     inner: Option<Layer<'a>>,
 }
@@ -199,6 +217,8 @@ pub(super) struct Mapping<'a> {
 struct Layer<'a> {
     cursor: Cursor<'a>,
     asked: Vec<&'static str>,
+    /// Keys that were asked for by their text.
+    named: Vec<String>,
 }
 
 impl<'a> Layer<'a> {
@@ -212,7 +232,10 @@ impl<'a> Layer<'a> {
 
     fn report_unknown(&self) {
         let Value::Mapping(entries) = &self.cursor.node.value else { return };
-        for entry in entries.iter().filter(|entry| !self.asked.contains(&entry.key.as_str())) {
+        for entry in entries
+            .iter()
+            .filter(|entry| !self.asked.contains(&entry.key.as_str()) && !self.named.contains(&entry.key))
+        {
             let report = self.cursor.report;
             let hint = if report.is_full() { None } else { nearest(&entry.key, self.asked.iter().copied()) };
             let hint = hint.map_or_else(String::new, |near| format!("; did you mean {near}?"));
@@ -224,7 +247,7 @@ impl<'a> Layer<'a> {
 
 impl<'a> Mapping<'a> {
     /// The field `name`, in either layer.
-    pub(super) fn field(&mut self, name: &'static str) -> Option<Cursor<'a>> {
+    pub(crate) fn field(&mut self, name: &'static str) -> Option<Cursor<'a>> {
         let outer = self.outer.take(name);
         let inner = self.inner.as_mut().and_then(|layer| layer.take(name));
         if let (Some(outer), Some(inner)) = (&outer, &inner) {
@@ -233,13 +256,21 @@ impl<'a> Mapping<'a> {
         outer.or(inner)
     }
 
+    /// The field with a key of the text, to be reported on: it is known from here on.
+    pub(crate) fn named(&mut self, key: &str) -> Cursor<'a> {
+        self.outer.named.push(key.to_owned());
+        let cursor = &self.outer.cursor;
+        let node = cursor.node.get(key).unwrap_or(cursor.node);
+        Cursor { node, path: path::key(&cursor.path, key), report: cursor.report }
+    }
+
     /// The field `name`, in the outer layer only.
-    pub(super) fn outer(&mut self, name: &'static str) -> Option<Cursor<'a>> {
+    pub(crate) fn outer(&mut self, name: &'static str) -> Option<Cursor<'a>> {
         self.outer.take(name)
     }
 
     /// The field `name`, which must be there.
-    pub(super) fn required(&mut self, name: &'static str) -> Option<Cursor<'a>> {
+    pub(crate) fn required(&mut self, name: &'static str) -> Option<Cursor<'a>> {
         let field = self.field(name);
         if field.is_none() {
             self.outer.cursor.error(format!("the field {name} is required"));
@@ -248,13 +279,13 @@ impl<'a> Mapping<'a> {
     }
 
     /// Opens the second layer under the field `name`.
-    pub(super) fn nest(&mut self, name: &'static str) {
+    pub(crate) fn nest(&mut self, name: &'static str) {
         let Some(cursor) = self.outer.take(name) else { return };
         self.inner = cursor.mapping().map(|mapping| mapping.outer);
     }
 
     /// Reports every field that nobody asked for.
-    pub(super) fn finish(self) {
+    pub(crate) fn finish(self) {
         self.outer.report_unknown();
         if let Some(inner) = self.inner {
             inner.report_unknown();

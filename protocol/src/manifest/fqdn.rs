@@ -6,7 +6,7 @@ use super::name::{LABEL_MAX, SUBDOMAIN_MAX};
 use super::scalar::quoted;
 
 /// A host name in its one form: lower case, without the trailing dot.
-pub(super) fn parse(text: &str) -> Result<String, String> {
+pub(crate) fn parse(text: &str) -> Result<String, String> {
     let shown = quoted(text);
     let bare = text.trim_start_matches('[').trim_end_matches(']');
     if bare.parse::<IpAddr>().is_ok() {

@@ -8,17 +8,17 @@
 //! the first mistake. The text and the files come from the untrusted host, so everything is bounded; nothing
 //! here knows a clock, a file system or a process.
 
-mod cursor;
+pub(crate) mod cursor;
 mod egress;
 mod env;
 mod exporter;
 mod filepath;
-mod fqdn;
+pub(crate) mod fqdn;
 mod host;
 mod image;
 mod name;
 mod nearest;
-mod node;
+pub(crate) mod node;
 mod not_in_force;
 mod order;
 mod path;
@@ -28,14 +28,15 @@ mod port;
 mod probe;
 mod quantity;
 mod reference;
-mod report;
+pub(crate) mod report;
 mod resources;
 mod restart;
-mod scalar;
+pub(crate) mod scalar;
 mod scope;
+mod scraping;
 mod security;
 mod volume;
-mod yaml;
+pub(crate) mod yaml;
 
 use std::collections::BTreeMap;
 
@@ -231,6 +232,9 @@ fn check_spec(cursor: &Cursor<'_>, scope: &Scope<'_>) -> Option<Manifest> {
     let host = host::check(&mut fields);
     fields.finish();
     let plugins = order::sort(services.into_iter().chain(users).collect());
+    if let Some(files) = scope.context.files {
+        scraping::check(&plugins, files, cursor);
+    }
     let (name, namespace) = Default::default();
     Some(Manifest { name, namespace, plugins, host_logs, host, conditions: Vec::new() })
 }

@@ -2,7 +2,7 @@
 
 /// The nearest of `known`, when it is near enough to be a slip: at most one edit in three characters. Swapped
 /// neighbours count as one edit, and letter case as none.
-pub(super) fn nearest<'k>(word: &str, known: impl IntoIterator<Item = &'k str>) -> Option<&'k str> {
+pub(crate) fn nearest<'k>(word: &str, known: impl IntoIterator<Item = &'k str>) -> Option<&'k str> {
     /// No field of ours is longer than half of this; the cost is quadratic.
     const CHARS_MAX: usize = 64;
     if word.len() > CHARS_MAX {

@@ -13,19 +13,19 @@ pub struct Position {
 
 impl Position {
     /// Where a text begins.
-    pub(super) const START: Self = Self { line: 1, column: 1 };
+    pub(crate) const START: Self = Self { line: 1, column: 1 };
 }
 
 /// One node.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Node {
-    pub(super) position: Position,
-    pub(super) value: Value,
+pub(crate) struct Node {
+    pub(crate) position: Position,
+    pub(crate) value: Value,
 }
 
 /// What a node holds.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Value {
+pub(crate) enum Value {
     Scalar(Scalar),
     Sequence(Vec<Node>),
     Mapping(Vec<Entry>),
@@ -35,20 +35,20 @@ pub(super) enum Value {
 
 /// One key of a mapping with its value.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Entry {
-    pub(super) key: String,
-    pub(super) position: Position,
-    pub(super) node: Node,
+pub(crate) struct Entry {
+    pub(crate) key: String,
+    pub(crate) position: Position,
+    pub(crate) node: Node,
 }
 
 impl Node {
     /// Whether the node is a null, which means the same as leaving its field out.
-    pub(super) fn is_null(&self) -> bool {
+    pub(crate) fn is_null(&self) -> bool {
         matches!(&self.value, Value::Scalar(scalar) if scalar.is_null())
     }
 
     /// What was found, in the words of a diagnostic.
-    pub(super) fn found(&self) -> String {
+    pub(crate) fn found(&self) -> String {
         match &self.value {
             Value::Scalar(scalar) => scalar.found(),
             Value::Sequence(_) => "a list".to_owned(),
@@ -58,7 +58,7 @@ impl Node {
     }
 
     /// The value under `key`, when the node is a mapping that has it.
-    pub(super) fn get(&self, key: &str) -> Option<&Node> {
+    pub(crate) fn get(&self, key: &str) -> Option<&Node> {
         match &self.value {
             Value::Mapping(entries) => entries.iter().find(|entry| entry.key == key).map(|entry| &entry.node),
             Value::Scalar(_) | Value::Sequence(_) | Value::Refused => None,

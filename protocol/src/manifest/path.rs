@@ -4,7 +4,7 @@
 const KEY_CHARS_MAX: usize = 64;
 
 /// `path` with one more key.
-pub(super) fn key(path: &str, key: &str) -> String {
+pub(crate) fn key(path: &str, key: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_');
     if key.is_empty() || key.len() > KEY_CHARS_MAX || !key.chars().all(plain) {
         let cut: String = key.chars().take(KEY_CHARS_MAX).collect();
@@ -14,6 +14,6 @@ pub(super) fn key(path: &str, key: &str) -> String {
 }
 
 /// `path` with one more index.
-pub(super) fn index(path: &str, index: usize) -> String {
+pub(crate) fn index(path: &str, index: usize) -> String {
     format!("{path}[{index}]")
 }

@@ -13,7 +13,7 @@ const KEPT_MAX: usize = 2000;
 
 /// The mistakes found so far.
 #[derive(Debug, Default)]
-pub(super) struct Report {
+pub(crate) struct Report {
     found: RefCell<Found>,
 }
 
@@ -25,7 +25,7 @@ struct Found {
 
 impl Report {
     /// Adds one mistake.
-    pub(super) fn add(&self, position: Position, path: &str, message: impl Into<String>) {
+    pub(crate) fn add(&self, position: Position, path: &str, message: impl Into<String>) {
         let mut found = self.found.borrow_mut();
         if found.diagnostics.len() >= KEPT_MAX {
             found.dropped += 1;
@@ -40,16 +40,16 @@ impl Report {
     }
 
     /// Whether further mistakes are only counted, so that costly hints need not be made.
-    pub(super) fn is_full(&self) -> bool {
+    pub(crate) fn is_full(&self) -> bool {
         self.found.borrow().diagnostics.len() >= KEPT_MAX
     }
 
-    pub(super) fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.found.borrow().diagnostics.is_empty()
     }
 
     /// All mistakes, sorted by position and cut to [`DIAGNOSTICS_MAX`].
-    pub(super) fn finish(self) -> Vec<Diagnostic> {
+    pub(crate) fn finish(self) -> Vec<Diagnostic> {
         let Found { mut diagnostics, dropped } = self.found.into_inner();
         diagnostics.sort();
         diagnostics.dedup();

@@ -5,16 +5,16 @@
 
 /// A scalar as written.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Scalar {
+pub(crate) struct Scalar {
     /// The text after escapes and folding.
-    pub(super) text: String,
+    pub(crate) text: String,
     /// Neither quoted nor a block scalar.
-    pub(super) plain: bool,
+    pub(crate) plain: bool,
 }
 
 /// What the core schema makes of a scalar.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(crate) enum Kind {
     Null,
     Bool(bool),
     Integer,
@@ -23,7 +23,7 @@ pub(super) enum Kind {
 }
 
 impl Scalar {
-    pub(super) fn kind(&self) -> Kind {
+    pub(crate) fn kind(&self) -> Kind {
         if !self.plain {
             return Kind::Text;
         }
@@ -37,12 +37,12 @@ impl Scalar {
         }
     }
 
-    pub(super) fn is_null(&self) -> bool {
+    pub(crate) fn is_null(&self) -> bool {
         self.kind() == Kind::Null
     }
 
     /// What was found, in the words of a diagnostic.
-    pub(super) fn found(&self) -> String {
+    pub(crate) fn found(&self) -> String {
         match self.kind() {
             Kind::Null => "nothing".to_owned(),
             Kind::Bool(value) => format!("the boolean {value}"),
@@ -53,7 +53,7 @@ impl Scalar {
 }
 
 /// Text from outside for a diagnostic: quoted, escaped and cut.
-pub(super) fn quoted(text: &str) -> String {
+pub(crate) fn quoted(text: &str) -> String {
     shown(text, true)
 }
 

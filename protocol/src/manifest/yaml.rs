@@ -20,7 +20,7 @@ const DEPTH_MAX: usize = 24;
 const NODES_MAX: usize = 20_000;
 
 /// Reads one document. `None` when there is no tree to check; the report says why.
-pub(super) fn read(text: &str, report: &Report) -> Option<Node> {
+pub(crate) fn read(text: &str, report: &Report) -> Option<Node> {
     let options = options! {
         disallow_directives: true,
         emit_unresolved_aliases: true,
@@ -43,7 +43,7 @@ pub(super) fn read(text: &str, report: &Report) -> Option<Node> {
         if matches!(event, Event::DocumentStart(..)) {
             documents += 1;
             if documents > 1 {
-                report.add(position, "", "more than one document: a manifest is one");
+                report.add(position, "", "more than one document: only one is read");
                 return None;
             }
         }

@@ -10,6 +10,7 @@ mod files;
 mod hostile;
 mod plugin;
 mod process;
+mod scraping;
 mod yaml;
 
 use std::fmt::Write as _;

@@ -36,7 +36,7 @@ fn a_text_that_is_no_mapping_is_refused() {
         1:1: (document): the document is empty
         1:1: (document): expected a mapping, found the string "hello"
         1:1: (document): expected a mapping, found a list
-        2:1: (document): more than one document: a manifest is one
+        2:1: (document): more than one document: only one is read
         1:4: a[1]: not valid YAML: unclosed bracket '['
         1:5: (document): not valid YAML: mapping values are not allowed in this context
         1:4: a: not valid YAML: while parsing a quoted scalar, found unknown escape character
