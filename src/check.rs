@@ -15,10 +15,10 @@ use crate::{catalog::Catalog, options::Exit};
 /// Text for standard output (`Ok`, mistakes in a manifest included) or for standard error, and the exit code.
 pub type Said = Result<(String, Exit), (String, Exit)>;
 
-/// Checks `file`, against the images in `plugins` where given. Every mistake is a line
+/// Checks `file`, against the images in `plugins` and with the files in `config_dir` where given. Every mistake is a line
 /// `FILE:LINE:COL: path: message`.
-pub fn check_file(file: &Path, plugins: Option<&Path>) -> Said {
-    let text = Bundle::read(file, None).map_err(unusable)?.manifest;
+pub fn check_file(file: &Path, plugins: Option<&Path>, config_dir: Option<&Path>) -> Said {
+    let Bundle { manifest: text, files } = Bundle::read(file, config_dir).map_err(unusable)?;
     let baked = match plugins {
         Some(dir) => {
             let (catalog, errors) =
@@ -30,8 +30,8 @@ pub fn check_file(file: &Path, plugins: Option<&Path>) -> Said {
         }
         None => None,
     };
-    let context =
-        Context { files: None, baked: baked.as_ref(), reserved_host_ports: &[], ..Context::default() };
+    let files = config_dir.map(|_| &files);
+    let context = Context { files, baked: baked.as_ref(), reserved_host_ports: &[], ..Context::default() };
     match manifest::parse(&text, &context) {
         Ok(manifest) => {
             let mut said = format!("{}: ok\n", file.display());
@@ -106,7 +106,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("manifest.yaml");
         std::fs::write(&file, text).unwrap();
-        let (said, exit) = check_file(&file, None).unwrap();
+        let (said, exit) = check_file(&file, None, None).unwrap();
         (said.replace(&file.display().to_string(), "FILE"), exit)
     }
 
@@ -137,7 +137,7 @@ mod tests {
         "#]]
         .assert_eq(&said);
         let broken = manifests().join("broken.yaml");
-        let (said, exit) = check_file(&broken, None).unwrap();
+        let (said, exit) = check_file(&broken, None, None).unwrap();
         assert_eq!((said.lines().count(), exit), (32, Exit::Usage));
         assert!(said.lines().all(|line| line.starts_with(&format!("{}:", broken.display()))));
     }

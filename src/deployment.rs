@@ -49,6 +49,9 @@ const LAYER_PART_OF_LIMIT: u64 = 2;
 const NOTIFY_SOCKET: &str = "/run/enclave/notify.sock";
 /// The telemetry plugin's variable with the port on which it takes OTLP.
 const HOST_PORT: &str = "HOST_PORT";
+/// The variable in which the telemetry plugin is told whose port is whose: it scrapes no other, and names the plugin
+/// on every point.
+const PLUGIN_PORTS: &str = "ENCLAVE_PLUGIN_PORTS";
 /// Devices that a plugin sees which is not isolated.
 const DEVICES: [&str; 5] = ["null", "zero", "full", "random", "urandom"];
 
@@ -205,12 +208,13 @@ pub fn prepare(
     let mut plugins = Vec::new();
     let mut networks = Networks::default();
     let mut rights = Vec::new();
+    let ports = plugin_ports(&candidate.manifest.plugins);
     for plugin in &candidate.manifest.plugins {
         let baked = catalog.get(&plugin.name).ok_or_else(|| PrepareError::Plugin {
             plugin: plugin.name.clone(),
             reason: "is not baked in".to_owned(),
         })?;
-        let layout = Layout { plugin, baked, ground, dir: state.0.join(&plugin.name) };
+        let layout = Layout { plugin, baked, ground, dir: state.0.join(&plugin.name), ports: &ports };
         let network = layout.network()?;
         let rights = layout.rights(&mut rights)?;
         let hosts = addresses.hosts_of(&plugin.name);
@@ -248,6 +252,18 @@ pub fn prepare(
     Ok(Deployment { plugins, egress, peers, ingress: plan.ingress, networks, state })
 }
 
+/// The ports that the telemetry plugin reaches, as `plugin=port,…`. Of two plugins with one port it reaches the one
+/// that starts first.
+fn plugin_ports(plugins: &[Plugin]) -> String {
+    let mut owners: BTreeMap<u16, &str> = BTreeMap::new();
+    for plugin in plugins.iter().filter(|plugin| plugin.kind != PluginKind::Telemetry) {
+        for port in served(plugin) {
+            owners.entry(port).or_insert(&plugin.name);
+        }
+    }
+    owners.iter().map(|(port, plugin)| format!("{plugin}={port}")).collect::<Vec<_>>().join(",")
+}
+
 /// The ports that a plugin serves, by its own word. The telemetry plugin names one in its environment as
 /// well: the one on which it takes what the others measure.
 pub fn served(plugin: &Plugin) -> Vec<u16> {
@@ -271,6 +287,8 @@ struct Layout<'a> {
     ground: &'a Ground,
     /// Its directory within the state directory.
     dir: PathBuf,
+    /// The other plugins' ports, for telemetry.
+    ports: &'a str,
 }
 
 impl Layout<'_> {
@@ -281,7 +299,7 @@ impl Layout<'_> {
         network: Option<&NetworkNamespace>,
         rights: Rights,
     ) -> Result<Prepared, PrepareError> {
-        let Layout { plugin, baked, dir, ground } = self;
+        let Layout { plugin, baked, dir, ground, ports } = self;
         let security = &plugin.security;
         let user = &baked.config.user;
         let identity = identity::resolve(&baked.root, user, security.user, security.group)
@@ -295,6 +313,9 @@ impl Layout<'_> {
                 working_dir: plugin.working_dir.as_deref(),
             },
         );
+        if plugin.kind == PluginKind::Telemetry {
+            launch::set(&mut merged.env, PLUGIN_PORTS, (*ports).to_owned());
+        }
         if merged.argv.is_empty() {
             return Err(self.wrong("neither the manifest nor the image names a command".to_owned()));
         }

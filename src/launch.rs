@@ -57,7 +57,8 @@ pub fn merge(image: &ImageConfig, wanted: Wanted<'_>) -> Merged {
     Merged { argv, env, cwd }
 }
 
-fn set(env: &mut Vec<(String, String)>, name: &str, value: String) {
+/// Sets a variable, whatever it was before.
+pub fn set(env: &mut Vec<(String, String)>, name: &str, value: String) {
     match env.iter_mut().find(|(known, _)| known == name) {
         Some((_, old)) => *old = value,
         None => env.push((name.to_owned(), value)),

@@ -28,7 +28,9 @@ fn main() -> ExitCode {
     match options.command {
         None => run(options.run),
         Some(Command::Run(options)) => run(*options),
-        Some(Command::Check { file, plugins }) => say(check::check_file(&file, plugins.as_deref())),
+        Some(Command::Check { file, plugins, config_dir }) => {
+            say(check::check_file(&file, plugins.as_deref(), config_dir.as_deref()))
+        }
         Some(Command::Digest { file, config_dir, signing_input }) => {
             let form = if signing_input { DigestForm::SigningInput } else { DigestForm::Line };
             say(check::digest_file(&file, config_dir.as_deref(), form))

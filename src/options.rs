@@ -56,6 +56,9 @@ pub enum Command {
         /// Also check that its images are baked in here
         #[arg(long, env = "ENCLAVE_PLUGINS", value_name = "DIR")]
         plugins: Option<PathBuf>,
+        /// Also check the files that it names, scrapes among them
+        #[arg(long, env = "ENCLAVE_CONFIG_DIR", value_name = "DIR")]
+        config_dir: Option<PathBuf>,
     },
     /// Print a manifest's digest
     Digest {
