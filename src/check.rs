@@ -15,8 +15,8 @@ use crate::{catalog::Catalog, options::Exit};
 /// Text for standard output (`Ok`, mistakes in a manifest included) or for standard error, and the exit code.
 pub type Said = Result<(String, Exit), (String, Exit)>;
 
-/// Checks `file`, against the images in `plugins` and with the files in `config_dir` where given. Every mistake is a line
-/// `FILE:LINE:COL: path: message`.
+/// Checks `file`, against the images in `plugins` and with the files in `config_dir` where given. Every
+/// mistake is a line `FILE:LINE:COL: path: message`.
 pub fn check_file(file: &Path, plugins: Option<&Path>, config_dir: Option<&Path>) -> Said {
     let Bundle { manifest: text, files } = Bundle::read(file, config_dir).map_err(unusable)?;
     let baked = match plugins {

@@ -49,8 +49,8 @@ const LAYER_PART_OF_LIMIT: u64 = 2;
 const NOTIFY_SOCKET: &str = "/run/enclave/notify.sock";
 /// The telemetry plugin's variable with the port on which it takes OTLP.
 const HOST_PORT: &str = "HOST_PORT";
-/// The variable in which the telemetry plugin is told whose port is whose: it scrapes no other, and names the plugin
-/// on every point.
+/// The variable in which the telemetry plugin is told whose port is whose: it scrapes no other, and names the
+/// plugin on every point.
 const PLUGIN_PORTS: &str = "ENCLAVE_PLUGIN_PORTS";
 /// Devices that a plugin sees which is not isolated.
 const DEVICES: [&str; 5] = ["null", "zero", "full", "random", "urandom"];
@@ -252,8 +252,8 @@ pub fn prepare(
     Ok(Deployment { plugins, egress, peers, ingress: plan.ingress, networks, state })
 }
 
-/// The ports that the telemetry plugin reaches, as `plugin=port,…`. Of two plugins with one port it reaches the one
-/// that starts first.
+/// The ports that the telemetry plugin reaches, as `plugin=port,…`. Of two plugins with one port it reaches
+/// the one that starts first.
 fn plugin_ports(plugins: &[Plugin]) -> String {
     let mut owners: BTreeMap<u16, &str> = BTreeMap::new();
     for plugin in plugins.iter().filter(|plugin| plugin.kind != PluginKind::Telemetry) {

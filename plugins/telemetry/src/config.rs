@@ -1,140 +1,74 @@
-//! `/etc/oblv/config.yaml`, Prometheus' `scrape_configs`. Scraping itself does not exist yet: configured jobs
-//! are reported, not run.
+//! `/etc/oblv/config.yaml`, read with the checker that the supervisor has too.
 
 use std::{
     io::{self, Read as _},
     path::Path,
 };
 
-use serde::Deserialize;
-use serde::de::IgnoredAny;
+use enclave_protocol::scrape::{CONFIG_BYTES_MAX, Config, Context, parse};
 
-/// Longest configuration. It comes with the manifest, whose files are 8 MiB together.
-const CONFIG_BYTES_MAX: u64 = 256 << 10;
-/// Most YAML nodes in it.
-const NODES_MAX: usize = 20_000;
-/// Deepest nesting.
-const DEPTH_MAX: usize = 16;
+use crate::scrape::{Ports, compile, reach};
 
-/// What is configured.
-#[derive(Debug, Default, PartialEq, Eq)]
-pub(crate) struct Config {
-    /// Names of the scrape jobs; `job N` for one without a name.
-    pub(crate) jobs: Vec<String>,
-    /// Other sections, which nothing reads.
-    pub(crate) ignored: Vec<String>,
+/// Reads the file; one that is not there is an empty one. Every mistake is a line `FILE:LINE:COLUMN: path:
+/// message`.
+pub(crate) fn load(path: &Path, ports: &Ports) -> Result<Config, Vec<String>> {
+    let file = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy();
+    let text = read(path).map_err(|error| vec![format!("{file}: reading it: {error}")])?;
+    let reachable = |address: &_| reach(ports, address);
+    let compiles = |text: &str| compile(text).map(drop);
+    let context = Context { reach: Some(&reachable), regex: Some(&compiles) };
+    parse(&text, &context).map_err(|mistakes| mistakes.iter().map(|m| format!("{file}:{m}")).collect())
 }
 
-/// Why it cannot be read.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum ConfigError {
-    /// The file is there and cannot be read.
-    #[error("reading it")]
-    Read(#[source] io::Error),
-    /// Too long.
-    #[error("it is longer than {CONFIG_BYTES_MAX} bytes")]
-    TooLarge,
-    /// Not YAML, or not of this form.
-    #[error("{0}")]
-    Malformed(String),
-}
-
-#[derive(Deserialize)]
-struct File {
-    #[serde(default)]
-    scrape_configs: Option<Vec<Job>>,
-    #[serde(default)]
-    global: Option<IgnoredAny>,
-    #[serde(default)]
-    remote_write: Option<IgnoredAny>,
-    #[serde(default)]
-    rule_files: Option<IgnoredAny>,
-}
-
-#[derive(Deserialize)]
-struct Job {
-    job_name: Option<String>,
-}
-
-impl Config {
-    /// Reads the file; one that is not there is an empty one.
-    pub(crate) fn load(path: &Path) -> Result<Self, ConfigError> {
-        let mut text = String::new();
-        match std::fs::File::open(path) {
-            Ok(file) => {
-                file.take(CONFIG_BYTES_MAX + 1).read_to_string(&mut text).map_err(ConfigError::Read)?
-            }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Self::default()),
-            Err(error) => return Err(ConfigError::Read(error)),
-        };
-        Self::parse(&text)
-    }
-
-    fn parse(text: &str) -> Result<Self, ConfigError> {
-        if text.len() as u64 > CONFIG_BYTES_MAX {
-            return Err(ConfigError::TooLarge);
-        }
-        let options = serde_saphyr::options! {
-            budget: serde_saphyr::budget! {
-                max_nodes: NODES_MAX,
-                max_events: 4 * NODES_MAX,
-                max_depth: DEPTH_MAX,
-                max_aliases: 0,
-                max_anchors: 0,
-                max_documents: 1,
-            },
-        };
-        let file: Option<File> = serde_saphyr::from_str_with_options(text, options)
-            .map_err(|error| ConfigError::Malformed(error.to_string()))?;
-        let Some(file) = file else { return Ok(Self::default()) };
-        let sections = [
-            ("global", file.global.is_some()),
-            ("remote_write", file.remote_write.is_some()),
-            ("rule_files", file.rule_files.is_some()),
-        ];
-        let jobs = file.scrape_configs.unwrap_or_default().into_iter().enumerate();
-        Ok(Self {
-            jobs: jobs.map(|(n, job)| job.job_name.unwrap_or_else(|| format!("job {n}"))).collect(),
-            ignored: sections
-                .into_iter()
-                .filter(|(_, there)| *there)
-                .map(|(name, _)| name.to_owned())
-                .collect(),
-        })
-    }
+fn read(path: &Path) -> io::Result<String> {
+    let mut text = String::new();
+    match std::fs::File::open(path) {
+        // One byte more than allowed, for the checker to refuse.
+        Ok(file) => file.take(CONFIG_BYTES_MAX as u64 + 1).read_to_string(&mut text)?,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => 0,
+        Err(error) => return Err(error),
+    };
+    Ok(text)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn jobs(text: &str) -> Vec<String> {
-        Config::parse(text).unwrap().jobs
+    fn load_text(text: &str, ports: &Ports) -> Result<Config, Vec<String>> {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("config.yaml");
+        std::fs::write(&path, text).unwrap();
+        load(&path, ports)
     }
 
     #[test]
     fn no_file_an_empty_file_and_an_empty_list_are_valid() {
-        assert_eq!(Config::load(Path::new("/nonexistent/config.yaml")).unwrap(), Config::default());
-        for text in ["", "\n", "# nothing\n", "scrape_configs: []\n", "scrape_configs:\n", "{}"] {
-            assert_eq!(Config::parse(text).unwrap(), Config::default(), "{text:?}");
+        assert_eq!(load(Path::new("/nonexistent/config.yaml"), &None).unwrap(), Config::default());
+        for text in ["", "\n", "# nothing\n", "scrape_configs: []\n", "scrape_configs:\n", "{}", "---\n"] {
+            assert_eq!(load_text(text, &None).unwrap(), Config::default(), "{text:?}");
         }
     }
 
     #[test]
-    fn jobs_are_named() {
-        let text = "global: {scrape_interval: 5s}\nscrape_configs:\n- job_name: app\n  static_configs:\n  - targets: ['localhost:8001']\n- metrics_path: /m\n";
-        let config = Config::parse(text).unwrap();
-        assert_eq!(config.jobs, ["app", "job 1"]);
-        assert_eq!(config.ignored, ["global"]);
-        assert_eq!(jobs("scrape_configs: [{job_name: a}]"), ["a"]);
+    fn every_mistake_is_told_at_once_with_its_place() {
+        let ports = Some(crate::scrape::ports("web=8001"));
+        let text = "scrape_configs:\n- job_name: a\n  scrape_intervall: 5s\n  static_configs:\n  - targets: ['localhost:8001', 'localhost:9', '10.0.0.1:80']\n  metric_relabel_configs:\n  - {regex: '(', action: drop}\nremote_write: []\n";
+        let errors = load_text(text, &ports).unwrap_err();
+        expect_test::expect![[r#"
+            config.yaml:3:3: scrape_configs[0].scrape_intervall: unknown field "scrape_intervall"; did you mean scrape_interval?
+            config.yaml:5:33: scrape_configs[0].static_configs[0].targets[1]: no other plugin declares the port 9
+            config.yaml:5:48: scrape_configs[0].static_configs[0].targets[2]: "10.0.0.1:80" is an address outside of loopback: targets are plugins' ports or names
+            config.yaml:7:13: scrape_configs[0].metric_relabel_configs[0].regex: not a valid regular expression: unclosed group
+            config.yaml:8:15: remote_write: remote_write is not supported: everything goes to EXPORTER_URL"#]].assert_eq(&errors.join("\n"));
     }
 
     #[test]
     fn what_is_not_a_configuration_is_an_error() {
         for text in ["scrape_configs: 7", "- a\n- b", "scrape_configs: [", "a: &x 1\nscrape_configs: *x"] {
-            assert!(matches!(Config::parse(text), Err(ConfigError::Malformed(_))), "{text:?}");
+            assert!(load_text(text, &None).is_err(), "{text:?}");
         }
-        assert!(matches!(Config::parse(&"[".repeat(100_000)), Err(ConfigError::Malformed(_))));
-        assert!(matches!(Config::parse(&" ".repeat(300_000)), Err(ConfigError::TooLarge)));
+        assert!(load_text(&"[".repeat(100_000), &None).is_err());
+        assert!(load_text(&" ".repeat(300_000), &None).is_err());
     }
 }

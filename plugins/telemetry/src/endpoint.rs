@@ -12,6 +12,7 @@ use hyper::header::{HeaderMap, HeaderName, HeaderValue};
 use tokio::net::TcpStream;
 use tokio_rustls::{
     TlsConnector,
+    client::TlsStream,
     rustls::{
         ClientConfig, RootCertStore,
         crypto::ring,
@@ -202,6 +203,21 @@ fn header_map<'a>(given: impl Iterator<Item = &'a Headers>) -> HeaderMap {
         }
     }
     map
+}
+
+/// TLS to one name, for targets that are scraped.
+pub(crate) struct Tls(TlsConnector, ServerName<'static>);
+
+impl Tls {
+    /// As for a collector; `ca_file` replaces the public roots.
+    pub(crate) fn new(host: &str, ca_file: Option<&Path>) -> Result<Self, UrlError> {
+        tls(host, ca_file).map(|(connector, name)| Self(connector, name))
+    }
+
+    /// The handshake.
+    pub(crate) async fn connect(&self, tcp: TcpStream) -> io::Result<TlsStream<TcpStream>> {
+        self.0.connect(self.1.clone(), tcp).await
+    }
 }
 
 /// TLS 1.2 and 1.3 with Mozilla's roots, or those of `ca_file`; the certificate must name `host`, whatever

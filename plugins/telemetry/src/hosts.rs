@@ -18,7 +18,7 @@ pub(crate) async fn resolve(hosts: &Path, name: &str, port: u16) -> io::Result<V
         return Ok(vec![SocketAddr::new(literal, port)]);
     }
     // Read anew each time: it is small, and the supervisor may write it after our start.
-    let listed = read(hosts).map(|text| look_up(&text, name)).unwrap_or_default();
+    let listed = listed(hosts, name);
     if !listed.is_empty() {
         return Ok(listed.into_iter().map(|ip| SocketAddr::new(ip, port)).collect());
     }
@@ -27,6 +27,11 @@ pub(crate) async fn resolve(hosts: &Path, name: &str, port: u16) -> io::Result<V
         return Err(io::Error::new(io::ErrorKind::NotFound, "the name has no address"));
     }
     Ok(found)
+}
+
+/// The addresses that the hosts file alone gives to `name`.
+pub(crate) fn listed(hosts: &Path, name: &str) -> Vec<IpAddr> {
+    read(hosts).map(|text| look_up(&text, name)).unwrap_or_default()
 }
 
 fn read(path: &Path) -> io::Result<String> {

@@ -171,7 +171,7 @@ pub(crate) struct Ledger {
 #[derive(Debug, Default)]
 struct Facts {
     accounts: [Account; Signal::ALL.len()],
-    unsupported_jobs: usize,
+    config_errors: usize,
     last_sample: Option<Instant>,
     stale_after: Duration,
 }
@@ -257,9 +257,9 @@ impl Ledger {
         facts.last_sample.is_some_and(|at| at.elapsed() <= facts.stale_after)
     }
 
-    /// How many jobs of the configuration are not run.
-    pub(crate) fn unsupported(&self, jobs: usize) {
-        self.facts().unsupported_jobs = jobs;
+    /// How many mistakes the configuration has.
+    pub(crate) fn misconfigured(&self, errors: usize) {
+        self.facts().config_errors = errors;
     }
 
     /// Age of the newest sample.
@@ -283,9 +283,9 @@ impl Ledger {
     /// The accounts as metric families.
     pub(crate) fn families(&self) -> Vec<Family> {
         let mut families = self.report(Duration::ZERO).families(clock::now());
-        let unsupported = vec![Point::bare(self.facts().unsupported_jobs as f64)];
-        let name = format!("{SELF_PREFIX}config_unsupported");
-        families.push(Family::gauge(&name, "Configured scrape jobs that are not run", unsupported));
+        let mistakes = vec![Point::bare(self.facts().config_errors as f64)];
+        let name = format!("{SELF_PREFIX}config_errors");
+        families.push(Family::gauge(&name, "Mistakes in config.yaml; with one, no job is run", mistakes));
         families
     }
 

@@ -4,12 +4,14 @@
 //!
 //! ```text
 //! supervisor.sock ─▶ source ─▶ pump ─▶ pipeline (OpenTelemetry SDK) ─▶ outbox ─▶ sender ─▶ EXPORTER_URL
-//! plugins' OTLP   ─▶ receiver ─▶ relabel ───────────────────────────────┘
+//! plugins' OTLP   ─▶ receiver ─▶ relabel ───────────────────────────────┤
+//! plugins' pages  ─▶ scrape ─────────────────────────────────────────────┘
 //! ```
 //!
-//! Shutdown order (SIGTERM or SIGINT): 1. the receiver closes, so that nothing new enters; 2. the pump takes
-//! one last sample and exports it; 3. the pump queues the `NO_RECORDED_VALUE` marker; 4. the sender flushes,
-//! five seconds at most; 5. what is left is counted and logged; exit code 0.
+//! Shutdown order (SIGTERM or SIGINT): 1. the receiver closes, so that nothing new enters; 2. scrapes stop and
+//! each target's series end; 3. the pump takes one last sample and exports it; 4. the pump queues the
+//! `NO_RECORDED_VALUE` marker; 5. the sender flushes, five seconds at most; 6. what is left is counted and logged;
+//! exit code 0.
 //!
 //! It knows nothing of vsock: the egress path is the enclave's business.
 
@@ -34,6 +36,7 @@ mod relabel;
 mod reporter;
 mod retry;
 mod schema;
+mod scrape;
 mod sender;
 mod series;
 mod service;
@@ -47,4 +50,5 @@ mod fake;
 
 pub use endpoint::UrlError;
 pub use options::{LogFormat, Options};
+pub use scrape::bench;
 pub use service::{ServeError, serve};

@@ -49,6 +49,10 @@ pub struct Options {
     /// collector, in a mounted Secret
     #[arg(long, env = "ENCLAVE_EXPORTER_HEADERS_FILE", value_name = "PATH")]
     pub headers_file: Option<PathBuf>,
+    /// Ports that the other plugins declare, as the supervisor tells them: web=8080,db=9187. Without it every
+    /// loopback port may be scraped
+    #[arg(long, env = "ENCLAVE_PLUGIN_PORTS", value_name = "PLUGIN=PORT,…")]
+    pub plugin_ports: Option<String>,
     /// Form of the log records on standard error
     #[arg(long, env = "ENCLAVE_LOG_FORMAT", default_value = "json", value_name = "FORMAT")]
     pub log_format: LogFormat,
@@ -86,6 +90,7 @@ impl Options {
             hosts: PathBuf::from("/etc/hosts"),
             ca_file: None,
             headers_file: None,
+            plugin_ports: None,
             log_format: LogFormat::Text,
         }
     }

@@ -75,6 +75,12 @@ impl Batch {
     pub(crate) fn body(&self) -> &Bytes {
         &self.body
     }
+
+    /// A request that is compressed already.
+    pub(crate) fn compressed(mut body: Vec<u8>, items: u64) -> Self {
+        body.shrink_to_fit();
+        Self { body: body.into(), items, stream: None }
+    }
 }
 
 /// The stream of the supervisor's families and the plugin's own.

@@ -37,8 +37,8 @@ use crate::{
 
 /// Constant, and with no version of ours in it: exporters make labels of both, a change would begin new
 /// series.
-const SCOPE: &str = "enclave-telemetry";
-const SCOPE_VERSION: &str = "1";
+pub(crate) const SCOPE: &str = "enclave-telemetry";
+pub(crate) const SCOPE_VERSION: &str = "1";
 /// The SDK keeps this many label sets per instrument and folds the rest into one without labels.
 pub(crate) const SERIES_MAX: usize = 2000;
 /// Never dialled: the client below keeps the body. The exporter wants some URL.

@@ -20,19 +20,19 @@ use tokio::{
 };
 
 use crate::{
-    Options, clock,
-    config::Config,
+    Options, clock, config,
     endpoint::{Endpoint, UrlError},
     identity::Identity,
     ledger::{Dropped, Ledger},
     options::standard_variables,
     otlp,
-    outbox::{Batch, Outbox, Outboxes},
+    outbox::{Batch, Outbox, Outboxes, SUPERVISOR},
     pipeline::Pipeline,
     pump::Pump,
     receiver::{AppSeries, Receiver},
     reporter::Reporter,
     retry::Pace,
+    scrape::{self, Scraper, Sink},
     sender::{Sender, chain},
     signal::Signal,
     source::Source,
@@ -109,6 +109,7 @@ pub(crate) struct Service {
     source: Source,
     reporter: Reporter,
     interval: Duration,
+    scraper: Scraper,
     ledger: Arc<Ledger>,
     pace: Pace,
     flush_timeout: Duration,
@@ -118,7 +119,7 @@ impl Service {
     /// Checks the options, reads the configuration and binds the port.
     pub(crate) async fn new(options: &Options, settings: &Settings) -> Result<Self, ServeError> {
         let ledger = Arc::new(Ledger::new());
-        configure(options, &ledger);
+        let scraper = configure(options, &ledger);
         // Tried before the first sample, so that it fails at the start or never.
         Pipeline::new(Identity::nobody(), &settings.resource)
             .map_err(|error| ServeError::Sdk(error.into()))?;
@@ -142,6 +143,7 @@ impl Service {
             source,
             reporter: Reporter::new(options.socket.clone(), options.interval, Arc::clone(&ledger)),
             interval: options.interval,
+            scraper,
             ledger,
             pace: Pace::default(),
             flush_timeout: FLUSH_TIMEOUT,
@@ -150,13 +152,15 @@ impl Service {
 
     /// Runs until `stop`, then stops in order.
     pub(crate) async fn run(self, stop: impl Future<Output = ()>) {
-        let Self { endpoints, resource, listener, source, reporter, interval, ledger, pace, flush_timeout } =
-            self;
+        let Self { endpoints, resource, listener, source, reporter, .. } = self;
+        let Self { interval, scraper, ledger, pace, flush_timeout, .. } = self;
         let (identity, told) = watch::channel(None);
-        let (receiver_stop, pump_stop, reporter_stop) = (Stop::new(), Stop::new(), Stop::new());
+        let (receiver_stop, scraper_stop) = (Stop::new(), Stop::new());
+        let (pump_stop, reporter_stop) = (Stop::new(), Stop::new());
         let mut reporting = JoinSet::new();
         reporting.spawn(reporter.run(reporter_stop.told()));
         let (mut receiving, mut pumping, mut sending) = (JoinSet::new(), JoinSet::new(), JoinSet::new());
+        let mut scraping = JoinSet::new();
         let outboxes = Outboxes::new(|signal| {
             let ledger = Arc::clone(&ledger);
             match &endpoints[signal.index()] {
@@ -171,6 +175,11 @@ impl Service {
             sending.spawn(Sender::new(endpoint, Arc::clone(outbox), Arc::clone(&ledger)).run());
         }
         let series = AppSeries::default();
+        if scraper.targets() > 0 {
+            let sink = sink(Arc::clone(outboxes.of(Signal::Metrics)));
+            let (told, stop) = (told.clone(), scraper_stop.clone());
+            scraping.spawn(scraper.run(told, sink, move || stop.told()));
+        }
         if let Some(listener) = listener {
             let (ledger, series) = (Arc::clone(&ledger), Arc::clone(&series));
             let receiver = Receiver::new(outboxes.clone(), ledger, told, series);
@@ -185,10 +194,13 @@ impl Service {
             // These run until told; an early end is a panic, and the supervisor starts us again.
             Some(_) = pumping.join_next() => tracing::error!("the pump ended, stopping"),
             Some(_) = sending.join_next() => tracing::error!("the sender ended, stopping"),
+            Some(_) = scraping.join_next() => tracing::error!("the scraper ended, stopping"),
             Some(_) = receiving.join_next() => tracing::error!("the receiver ended, stopping"),
         }
         receiver_stop.tell();
         while receiving.join_next().await.is_some() {}
+        scraper_stop.tell();
+        while scraping.join_next().await.is_some() {}
         pump_stop.tell();
         while pumping.join_next().await.is_some() {}
         end_series(&series, outboxes.of(Signal::Metrics));
@@ -230,28 +242,36 @@ async fn flush(outboxes: &Outboxes, sending: &mut JoinSet<()>, ledger: &Ledger, 
     }
 }
 
-/// Reads the configuration file. Whatever is wrong with it, the headline metrics must flow.
-fn configure(options: &Options, ledger: &Ledger) {
-    let path = options.config.display();
-    match Config::load(&options.config) {
-        Ok(config) => {
-            if !config.jobs.is_empty() {
-                let jobs = config.jobs.join(", ");
-                tracing::error!(%path, jobs, "scrape_configs are not supported yet: not scraped");
-            }
-            if !config.ignored.is_empty() {
-                tracing::error!(%path, sections = config.ignored.join(", "), "these sections have no effect");
-            }
-            ledger.unsupported(config.jobs.len());
-        }
-        Err(error) => {
-            tracing::error!(%path, error = chain(&error), "the configuration cannot be used and is ignored");
-            ledger.unsupported(1);
-        }
-    }
+/// Puts scraped requests into the outbox, those of one target in their order.
+fn sink(outbox: Arc<Outbox>) -> Sink {
+    Arc::new(move |target, request| {
+        outbox.push(Batch::compressed(request.body, request.items).in_stream(SUPERVISOR + 1 + target));
+    })
 }
 
-/// A word said once to one task.
+/// Reads the configuration file and plans the scrapes. Whatever is wrong with it, the headline metrics must flow,
+/// and then no job is run, as Prometheus refuses a file as a whole.
+fn configure(options: &Options, ledger: &Ledger) -> Scraper {
+    let ports = options.plugin_ports.as_deref().map(scrape::ports);
+    let (scraper, errors) = match config::load(&options.config, &ports) {
+        Ok(config) => Scraper::new(&config, &ports, &options.hosts),
+        Err(errors) => (Scraper::default(), errors),
+    };
+    for error in &errors {
+        tracing::error!(error, "the configuration has a mistake, nothing is scraped");
+    }
+    ledger.misconfigured(errors.len());
+    if !errors.is_empty() {
+        return Scraper::default();
+    }
+    if scraper.targets() > 0 {
+        tracing::info!(targets = scraper.targets(), "scraping");
+    }
+    scraper
+}
+
+/// A word said once, to whom it may concern.
+#[derive(Clone)]
 struct Stop(watch::Sender<bool>);
 
 impl Stop {
@@ -263,7 +283,7 @@ impl Stop {
         self.0.send_replace(true);
     }
 
-    fn told(&self) -> impl Future<Output = ()> + Send + 'static {
+    fn told(&self) -> impl Future<Output = ()> + Send + 'static + use<> {
         let mut told = self.0.subscribe();
         async move {
             // An error means that the speaker is gone, which is as good as told.
@@ -461,18 +481,63 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn configured_jobs_are_counted_as_unsupported() {
+    async fn a_configuration_with_mistakes_is_counted_and_nothing_of_it_runs() {
         let (supervisor, mut collector) = (Supervisor::start(), Collector::start().await);
         supervisor.show(&sample(1));
         let mut options = options(&supervisor, Some(collector.url()));
         let dir = tempfile::tempdir().unwrap();
         options.config = dir.path().join("config.yaml");
-        std::fs::write(&options.config, "scrape_configs: [{job_name: a}, {job_name: b}]").unwrap();
-        let running = start(&options).await;
+        let target = "static_configs: [{targets: ['localhost:1']}]";
+        let text =
+            format!("scrape_configs: [{{job_name: a, {target}}}, {{job_name: a, {target}, scheme: ftp}}]");
+        std::fs::write(&options.config, text).unwrap();
+        let service = Service::new(&options, &Settings::default()).await.unwrap();
+        assert_eq!(service.scraper.targets(), 0);
+        let running = run(service);
         let text = otlp::show(&collector.next().await.export);
-        let (_, after) = text.split_once("enclave_telemetry_config_unsupported").unwrap();
+        let (_, after) = text.split_once("enclave_telemetry_config_errors").unwrap();
         assert!(after.lines().nth(1).unwrap().contains("Some(AsDouble(2.0))"), "{text}");
         running.stop().await;
+    }
+
+    #[tokio::test]
+    async fn scraped_series_go_the_samples_way_and_end_before_them() {
+        let (supervisor, mut collector) = (Supervisor::start(), Collector::start().await);
+        supervisor.show(&sample(1));
+        let app = scrape::fake::App::start().await;
+        app.show("app_requests_total 5\n");
+        let mut options = options(&supervisor, Some(collector.url()));
+        let dir = tempfile::tempdir().unwrap();
+        options.config = dir.path().join("config.yaml");
+        let port = app.port();
+        let job = format!(
+            "job_name: a, scrape_interval: 100ms, static_configs: [{{targets: ['localhost:{port}']}}]"
+        );
+        std::fs::write(&options.config, format!("scrape_configs: [{{{job}}}]")).unwrap();
+        options.plugin_ports = Some(format!("web={port}"));
+        let running = start(&options).await;
+        let text = loop {
+            let text = otlp::show(&collector.next().await.export);
+            if text.contains("app_requests_total") {
+                break text;
+            }
+        };
+        for word in ["plugin=web", "scrape_job=a", "oblv_deployment_name=hello", "server.port", "up gauge"] {
+            assert!(text.contains(word), "{word}: {text}");
+        }
+        running.stop().await;
+        let rest = collector.rest();
+        let ends = |name: &str| {
+            let last = |received: &crate::fake::Received| {
+                let text = otlp::show(&received.export);
+                text.split(name)
+                    .nth(1)
+                    .is_some_and(|after| after.lines().nth(1).is_some_and(|l| l.ends_with("flags=1")))
+            };
+            rest.iter().rposition(last).unwrap_or_else(|| panic!("{name} has no end"))
+        };
+        assert!(ends("app_requests_total") < ends(CPU_USAGE));
+        assert_eq!(ends("scrape_series_added"), ends("app_requests_total"));
     }
 
     #[tokio::test]

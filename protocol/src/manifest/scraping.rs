@@ -1,5 +1,5 @@
-//! The telemetry plugin's `config.yaml`, checked among the manifest's own mistakes where the files are at hand: an
-//! enclave should not start with a scrape that is never run.
+//! The telemetry plugin's `config.yaml`, checked among the manifest's own mistakes where the files are at
+//! hand: an enclave should not start with a scrape that is never run.
 
 use super::cursor::Cursor;
 use super::plugin::{Plugin, PluginKind};
@@ -10,8 +10,8 @@ use crate::scrape::{self, Address, CONFIG_PATH, Context};
 /// The variable that names another place.
 const CONFIG_VARIABLE: &str = "ENCLAVE_TELEMETRY_CONFIG";
 
-/// Checks the file that the telemetry plugin will read. Regular expressions are left to the plugin: their engine has no
-/// place in PID 1.
+/// Checks the file that the telemetry plugin will read. Regular expressions are left to the plugin: their
+/// engine has no place in PID 1.
 pub(super) fn check(plugins: &[Plugin], files: &Files, spec: &Cursor<'_>) {
     let Some(telemetry) = plugins.iter().find(|plugin| plugin.kind == PluginKind::Telemetry) else { return };
     let named = telemetry.env.iter().find(|(name, _)| name == CONFIG_VARIABLE);

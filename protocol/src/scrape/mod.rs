@@ -1,8 +1,9 @@
 //! `config.yaml` of the telemetry plugin: the part of Prometheus' `scrape_configs` that is in force.
 //!
-//! Read through the manifest's own collecting checker, so that every mistake is told at once with line, column and
-//! key. What Prometheus has beyond the part is refused by name: a setting that is silently ignored is worse than
-//! one that is missing. Both the supervisor (before the first spawn) and the plugin check with it.
+//! Read through the manifest's own collecting checker, so that every mistake is told at once with line,
+//! column and key. What Prometheus has beyond the part is refused by name: a setting that is silently ignored
+//! is worse than one that is missing. Both the supervisor (before the first spawn) and the plugin check with
+//! it.
 
 mod job;
 mod rule;
@@ -55,7 +56,8 @@ pub type Judge<'a, T> = &'a dyn Fn(&T) -> Result<(), String>;
 /// What a configuration is checked against, as far as it is known.
 #[derive(Clone, Copy, Default)]
 pub struct Context<'a> {
-    /// Whether a target can be reached: the ports of other plugins, and names that an outbound connection allows.
+    /// Whether a target can be reached: the ports of other plugins, and names that an outbound connection
+    /// allows.
     pub reach: Option<Judge<'a, Address>>,
     /// Whether a regular expression compiles.
     pub regex: Option<Judge<'a, str>>,
