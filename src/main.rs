@@ -44,8 +44,7 @@ fn main() -> ExitCode {
 
 /// Runs the plugins until their end.
 fn run(options: RunOptions) -> ExitCode {
-    let arguments: Vec<OsString> = std::env::args_os().skip(1).collect();
-    match boot::of_process(options, &arguments) {
+    match boot::of_process(options, &std::env::args_os().skip(1).collect::<Vec<OsString>>()) {
         Ok(options) => run::run(&options).into(),
         Err(error) => say(Err((format!("{error}\n"), Exit::Usage))),
     }
@@ -54,9 +53,8 @@ fn run(options: RunOptions) -> ExitCode {
 /// Prints a result on standard output, or an error's text on standard error.
 fn say(said: check::Said) -> ExitCode {
     // A reader that has gone away has no use for the rest.
-    let exit = match said {
-        Ok((text, exit)) => std::io::stdout().write_all(text.as_bytes()).map_or(exit, |()| exit),
-        Err((text, exit)) => std::io::stderr().write_all(text.as_bytes()).map_or(exit, |()| exit),
-    };
-    exit.into()
+    match said {
+        Ok((text, exit)) => std::io::stdout().write_all(text.as_bytes()).map_or(exit, |()| exit).into(),
+        Err((text, exit)) => std::io::stderr().write_all(text.as_bytes()).map_or(exit, |()| exit).into(),
+    }
 }
