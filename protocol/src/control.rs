@@ -411,6 +411,33 @@ pub struct Event {
     pub message: String,
 }
 
+/// Where the log records of a source go.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogRoute {
+    /// To host-proxy, which writes them to its standard output.
+    #[default]
+    Host,
+    /// To the telemetry plugin, which sends them to its collector: the host gets none of them.
+    Otlp,
+    /// Nowhere: they are read and forgotten.
+    None,
+}
+
+impl LogRoute {
+    /// Every route.
+    pub const ALL: [Self; 3] = [Self::Host, Self::Otlp, Self::None];
+
+    /// The word in the manifest.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Host => "host",
+            Self::Otlp => "otlp",
+            Self::None => "none",
+        }
+    }
+}
+
 /// Where a log record comes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -455,6 +482,10 @@ pub struct LogRecord {
 fn is_zero(number: &u64) -> bool {
     *number == 0
 }
+
+/// The header of the answer to `GET /v1/logs` that names the boot: sequence numbers are its own, and an
+/// acknowledgement names it.
+pub const BOOT_ID_HEADER: &str = "enclave-boot-id";
 
 /// The body of `POST /v1/ack`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

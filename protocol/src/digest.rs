@@ -3,7 +3,7 @@
 //! SHA-384 over the RFC 8785 canonical JSON of the checked model, so that comments, key order, YAML style and
 //! defaults that are written out make no difference.
 //!
-//! Inside: the deployment's name and namespace (every metric carries them), which logs leave, per plugin in
+//! Inside: the deployment's name and namespace (every metric carries them), where log records go, per plugin in
 //! start order everything that decides what runs, with what, and what it may reach; destinations sorted,
 //! those of all plugins among each plugin's own.
 //!
@@ -27,9 +27,9 @@ use std::time::Duration;
 use sha2::{Digest as _, Sha384};
 
 use self::canonical::Json;
-use crate::control::{FileBytes, Files};
+use crate::control::{FileBytes, Files, LogRoute};
 use crate::manifest::{
-    Handler, Item, Limits, Manifest, Plugin, Probe, Reference, Restart, Security, Source, Volume,
+    Handler, HostLogs, Item, Limits, Manifest, Plugin, Probe, Reference, Restart, Security, Source, Volume,
 };
 
 /// Bytes of a digest.
@@ -95,14 +95,26 @@ pub fn canonical_json(manifest: &Manifest, files: &Files) -> String {
         ("form", Json::text(FORM)),
         ("name", Json::text(&manifest.name)),
         ("namespace", Json::text(&manifest.namespace)),
-        ("logs", Json::object([("host", Json::text(manifest.host_logs.word()))])),
-        ("plugins", Json::List(manifest.plugins.iter().map(plugin).collect())),
+        ("logs", logs(manifest)),
+        ("plugins", Json::List(manifest.plugins.iter().map(|one| plugin(one, manifest.host_logs)).collect())),
         ("files", named_files(manifest, files)),
     ])
     .canonical()
 }
 
-fn plugin(plugin: &Plugin) -> Json {
+fn logs(manifest: &Manifest) -> Json {
+    let host = ("host", Json::text(manifest.host_logs.word()));
+    let supervisor = own_route(manifest.supervisor_logs, manifest.host_logs.of_supervisor());
+    Json::object([host].into_iter().chain(supervisor.map(|route| ("supervisor", route))))
+}
+
+/// Only where it is not what `spec.logs.host` says: a manifest from before the field was there keeps its
+/// digest, and so does one that writes the default out.
+fn own_route(route: LogRoute, of_host: LogRoute) -> Option<Json> {
+    (route != of_host).then(|| Json::text(route.word()))
+}
+
+fn plugin(plugin: &Plugin, host_logs: HostLogs) -> Json {
     let env = |(name, value): &(String, String)| Json::texts([name.as_str(), value]);
     let words = |words: &Option<Vec<String>>| {
         Json::option(words.as_ref(), |words| Json::texts(words.iter().map(String::as_str)))
@@ -110,6 +122,7 @@ fn plugin(plugin: &Plugin) -> Json {
     let optional = |text: &Option<String>| Json::option(text.as_deref(), Json::text);
     // Only where it is set: a manifest from before the field was there keeps its digest.
     let notify_ready = plugin.notify_ready.then_some(("notifyReady", Json::Bool(true)));
+    let logs = own_route(plugin.logs, host_logs.of_plugins()).map(|route| ("logs", route));
     let fields = [
         ("access", Json::texts(plugin.access.iter().map(|access| access.word()))),
         ("args", words(&plugin.args)),
@@ -132,7 +145,7 @@ fn plugin(plugin: &Plugin) -> Json {
         ("volumes", volumes(plugin)),
         ("workingDir", optional(&plugin.working_dir)),
     ];
-    Json::object(fields.into_iter().chain(notify_ready))
+    Json::object(fields.into_iter().chain(notify_ready).chain(logs))
 }
 
 fn kind(plugin: &Plugin) -> &'static str {

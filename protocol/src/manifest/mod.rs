@@ -16,6 +16,7 @@ mod filepath;
 pub(crate) mod fqdn;
 mod host;
 mod image;
+mod logs;
 mod name;
 mod nearest;
 pub(crate) mod node;
@@ -44,6 +45,7 @@ use self::cursor::{Cursor, Mapping};
 use self::egress::Destinations;
 pub use self::egress::{Egress, Unresolved};
 pub use self::host::HostSide;
+pub use self::logs::HostLogs;
 pub(crate) use self::name::subdomain;
 pub use self::node::Position;
 pub use self::plugin::{Access, Plugin, PluginKind, TELEMETRY};
@@ -60,7 +62,9 @@ pub use self::scope::RESERVED_HOST_PORTS;
 use self::scope::Scope;
 pub use self::security::Security;
 pub use self::volume::{Item, Source, Volume};
-use crate::control::{Condition, Diagnostic, EgressRule, Files, IngressRule, MANIFEST_BYTES_MAX, Plan};
+use crate::control::{
+    Condition, Diagnostic, EgressRule, Files, IngressRule, LogRoute, MANIFEST_BYTES_MAX, Plan,
+};
 
 /// The one version there is.
 pub const API_VERSION: &str = "k8s.oblv.com/v1alpha1";
@@ -96,29 +100,6 @@ impl std::fmt::Debug for Place<'_> {
     }
 }
 
-/// What host-proxy gets of the enclave's own logs.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub enum HostLogs {
-    /// Those of every plugin and of the supervisor.
-    #[default]
-    All,
-    /// The supervisor's alone.
-    Supervisor,
-    /// None.
-    None,
-}
-
-impl HostLogs {
-    /// The word in the manifest.
-    pub fn word(self) -> &'static str {
-        match self {
-            Self::All => "all",
-            Self::Supervisor => "supervisor",
-            Self::None => "none",
-        }
-    }
-}
-
 /// A checked manifest.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Manifest {
@@ -128,8 +109,10 @@ pub struct Manifest {
     pub namespace: String,
     /// In start order.
     pub plugins: Vec<Plugin>,
-    /// Which logs leave the enclave.
+    /// Which logs go by the host where nothing else is said.
     pub host_logs: HostLogs,
+    /// Where the supervisor's own log records go.
+    pub supervisor_logs: LogRoute,
     /// What the host side reads.
     pub host: HostSide,
     conditions: Vec<Condition>,
@@ -148,6 +131,7 @@ pub fn parse(text: &str, context: &Context<'_>) -> Result<Manifest, Vec<Diagnost
     match manifest {
         Some(mut manifest) if report.is_empty() => {
             manifest.conditions = not_in_force::conditions(&root);
+            manifest.conditions.extend(logs::conditions(&manifest.plugins, manifest.supervisor_logs));
             Ok(manifest)
         }
         _ => Err(report.finish()),
@@ -180,7 +164,7 @@ impl Manifest {
         Plan { plugins: self.plugins.iter().map(|plugin| plugin.name.clone()).collect(), egress, ingress }
     }
 
-    /// What is accepted but not in force in this release.
+    /// Remarks: what is accepted but not in force in this release, and which log records the host does not get.
     pub fn conditions(&self) -> Vec<Condition> {
         self.conditions.clone()
     }
@@ -228,15 +212,18 @@ fn check_spec(cursor: &Cursor<'_>, scope: &Scope<'_>) -> Option<Manifest> {
     let shared = fields.field("outboundConnections").map(|c| egress::check(&c, scope)).unwrap_or_default();
     let services = fields.field("plugins").map(|c| check_services(&c, &shared, scope)).unwrap_or_default();
     let users = check_users(&mut fields, &shared, scope);
-    let host_logs = fields.field("logs").and_then(|c| check_logs(&c)).unwrap_or_default();
+    let logs = fields.field("logs").map(|c| logs::check(&c)).unwrap_or_default();
     let host = host::check(&mut fields);
     fields.finish();
-    let plugins = order::sort(services.into_iter().chain(users).collect());
+    let mut plugins: Vec<Checked<'_>> = services.into_iter().chain(users).collect();
+    let supervisor_logs = logs.settle(&mut plugins);
+    let host_logs = logs.host;
+    let plugins = order::sort(plugins);
     if let Some(files) = scope.context.files {
         scraping::check(&plugins, files, cursor);
     }
     let (name, namespace) = Default::default();
-    Some(Manifest { name, namespace, plugins, host_logs, host, conditions: Vec::new() })
+    Some(Manifest { name, namespace, plugins, host_logs, supervisor_logs, host, conditions: Vec::new() })
 }
 
 fn check_services<'a>(map: &Cursor<'a>, shared: &Destinations, scope: &Scope<'_>) -> Vec<Checked<'a>> {
@@ -269,12 +256,4 @@ fn check_users<'a>(spec: &mut Mapping<'a>, shared: &Destinations, scope: &Scope<
         list.error("at least one user plugin is required");
     }
     items.iter().filter_map(|item| plugin::check_user(item, shared, scope)).collect()
-}
-
-fn check_logs(cursor: &Cursor<'_>) -> Option<HostLogs> {
-    let mut fields = cursor.mapping()?;
-    let words = [HostLogs::All, HostLogs::Supervisor, HostLogs::None].map(|logs| (logs.word(), logs));
-    let host = fields.field("host").and_then(|c| c.word(&words));
-    fields.finish();
-    host
 }

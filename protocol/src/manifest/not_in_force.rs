@@ -108,7 +108,8 @@ fn plugins(spec: &Node) -> Vec<(String, &Node)> {
     all
 }
 
-fn named(paths: &[String]) -> Option<String> {
+/// The first few of `paths` as one text; none where there are none.
+pub(super) fn named(paths: &[String]) -> Option<String> {
     let more = paths.len().saturating_sub(NAMED_MAX);
     let list = paths[..paths.len() - more].join(", ");
     match (paths, more) {

@@ -14,8 +14,8 @@ use super::scalar::quoted;
 use super::scope::Scope;
 use super::security::{self, Security};
 use super::volume::{self, Volume};
-use super::{env, exporter, host, image, name};
-use crate::control::Diagnostic;
+use super::{env, exporter, host, image, logs, name};
+use crate::control::{Diagnostic, LogRoute};
 
 /// The plugin under `spec.plugins` that sends the metrics.
 pub const TELEMETRY: &str = "telemetry";
@@ -107,6 +107,8 @@ pub struct Plugin {
     pub depends_on: Vec<String>,
     /// What it may read of the supervisor's API.
     pub access: BTreeSet<Access>,
+    /// Where its output goes.
+    pub logs: LogRoute,
     /// Where it stands in the text.
     pub position: Position,
     /// Its YAML path.
@@ -126,6 +128,8 @@ pub(super) struct Checked<'a> {
     pub(super) plugin: Plugin,
     /// The items of `dependsOn`, as long as `plugin.depends_on`.
     pub(super) dependencies: Vec<Cursor<'a>>,
+    /// Its own word on its logs.
+    pub(super) logs: Option<logs::Written<'a>>,
 }
 
 /// Reads `spec.userPlugins[]`.
@@ -228,6 +232,7 @@ fn check<'a>(
     let security = fields.field("securityContext").map(|c| security::check(&c)).unwrap_or_default();
     let (depends_on, dependencies) = check_dependencies(&mut fields);
     let access = check_access(&mut fields, kind);
+    let logs = logs::check_route(&mut fields, "logs");
     fields.finish();
     let Destinations { resolved: egress, unresolved } = destinations;
     let (position, path) = (cursor.node.position, cursor.path.clone());
@@ -253,10 +258,12 @@ fn check<'a>(
         security,
         depends_on,
         access,
+        // Settled when all of the manifest is known.
+        logs: LogRoute::default(),
         position,
         path,
     };
-    Checked { plugin, dependencies }
+    Checked { plugin, dependencies, logs }
 }
 
 fn check_image(fields: &mut Mapping<'_>, name: &str, kind: PluginKind, scope: &Scope<'_>) -> Option<String> {

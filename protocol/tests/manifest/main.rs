@@ -8,6 +8,7 @@ mod digest;
 mod egress;
 mod files;
 mod hostile;
+mod logs;
 mod plugin;
 mod process;
 mod scraping;
