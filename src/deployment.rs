@@ -22,7 +22,10 @@ use tokio::net::{UnixDatagram, UnixListener};
 
 use crate::{
     catalog::{Baked, Catalog},
-    control::{accept::Candidate, routes::Grants},
+    control::{
+        accept::Candidate,
+        routes::{Grants, LogGrant},
+    },
     identity, launch,
     net::plan::{PeerListener, Peers, Plan as Addresses, PlanError},
     rootfs::{self, PathError},
@@ -209,12 +212,14 @@ pub fn prepare(
     let mut networks = Networks::default();
     let mut rights = Vec::new();
     let ports = plugin_ports(&candidate.manifest.plugins);
+    let exports = candidate.manifest.exports_logs();
     for plugin in &candidate.manifest.plugins {
         let baked = catalog.get(&plugin.name).ok_or_else(|| PrepareError::Plugin {
             plugin: plugin.name.clone(),
             reason: "is not baked in".to_owned(),
         })?;
-        let layout = Layout { plugin, baked, ground, dir: state.0.join(&plugin.name), ports: &ports };
+        let dir = state.0.join(&plugin.name);
+        let layout = Layout { plugin, baked, ground, dir, ports: &ports, exports };
         let network = layout.network()?;
         let rights = layout.rights(&mut rights)?;
         let hosts = addresses.hosts_of(&plugin.name);
@@ -289,6 +294,8 @@ struct Layout<'a> {
     dir: PathBuf,
     /// The other plugins' ports, for telemetry.
     ports: &'a str,
+    /// Whether any log records leave by OTLP.
+    exports: bool,
 }
 
 impl Layout<'_> {
@@ -299,7 +306,7 @@ impl Layout<'_> {
         network: Option<&NetworkNamespace>,
         rights: Rights,
     ) -> Result<Prepared, PrepareError> {
-        let Layout { plugin, baked, dir, ground, ports } = self;
+        let Layout { plugin, baked, dir, ground, ports, .. } = self;
         let security = &plugin.security;
         let user = &baked.config.user;
         let identity = identity::resolve(&baked.root, user, security.user, security.group)
@@ -454,10 +461,15 @@ impl Layout<'_> {
     /// Binds the plugin's own socket, when it has any grant.
     fn socket(&self, binds: &mut Vec<Bind>) -> Result<Option<(UnixListener, Grants)>, PrepareError> {
         let access = &self.plugin.access;
+        let logs = match self.plugin.kind {
+            PluginKind::Telemetry if self.exports => LogGrant::Export,
+            _ if access.contains(&Access::Logs) => LogGrant::Host,
+            PluginKind::Telemetry | PluginKind::Service | PluginKind::User => LogGrant::None,
+        };
         let grants = Grants {
             metrics: access.contains(&Access::Metrics),
             status: access.contains(&Access::Status),
-            logs: access.contains(&Access::Logs),
+            logs,
             telemetry: self.plugin.kind == PluginKind::Telemetry,
         };
         if access.is_empty() && !grants.telemetry {

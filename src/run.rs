@@ -31,12 +31,12 @@ use crate::{
     control::{
         accept::Judge,
         board::{Board, COMMANDS_MAX, random_hex},
-        routes::{Caller, Grants},
+        routes::{Caller, Grants, LogGrant},
         server::{BODIES_BYTES_MAX, BootFailure, Shared, serve_host, serve_inside},
     },
     deployment::Ground,
     driver::{Driver, Parts},
-    logs::{own, ring::Rings},
+    logs::{outlets::Outlets, own},
     options::{Exit, Init, Isolation, RunOptions},
     sample::system::Memory,
     status,
@@ -97,8 +97,8 @@ impl From<getrandom::Error> for RunError {
 
 /// Runs until the workload has ended. Panics of the driver end here too.
 pub fn run(options: &RunOptions) -> Exit {
-    let rings = Arc::new(Rings::new());
-    let Ok(own) = own::install(options.log_format, Some(Arc::clone(&rings))) else { return Exit::Internal };
+    let outlets = Arc::new(Outlets::default());
+    let Ok(own) = own::install(options.log_format, Some(Arc::clone(&outlets))) else { return Exit::Internal };
     std::panic::set_hook(Box::new(|info| tracing::error!(panic = %info, "a task panicked")));
     let exit = catch_unwind(AssertUnwindSafe(|| {
         let machine = boot::prepare(options);
@@ -110,12 +110,12 @@ pub fn run(options: &RunOptions) -> Exit {
             }
         };
         runtime.block_on(async {
-            match start(options, machine, Arc::clone(&rings), Arc::clone(&own.lost)) {
+            match start(options, machine, Arc::clone(&outlets), Arc::clone(&own.lost)) {
                 Ok(started) => started.attend().await,
                 Err(error) => {
                     tracing::error!(%error, "cannot start");
                     if options.init != Init::Container {
-                        confess(options, &rings, &error).await;
+                        confess(options, &outlets, &error).await;
                     }
                     Exit::Usage
                 }
@@ -161,7 +161,7 @@ impl Started {
 fn start(
     options: &RunOptions,
     machine: Machine,
-    rings: Arc<Rings>,
+    outlets: Arc<Outlets>,
     stderr_lost: Arc<AtomicU64>,
 ) -> Result<Started, RunError> {
     let Machine { remarks, fatal, nsm, measurements, clock } = machine;
@@ -189,7 +189,7 @@ fn start(
         ClockSource::Unmanaged => None,
     };
     let shared = Arc::new(Shared {
-        board: Arc::new(Board::new(status, rings, commands)),
+        board: Arc::new(Board::new(status, outlets, commands)),
         judge: Ok(Arc::clone(&judge)),
         clock: host_clock,
         body_room: Semaphore::new(BODIES_BYTES_MAX),
@@ -298,7 +298,7 @@ fn serve(
     };
     let socket =
         bind_inside(&options.socket).map_err(tried(format!("listen on {}", options.socket.display())))?;
-    let grants = Grants { metrics: true, status: true, logs: true, telemetry: false };
+    let grants = Grants { metrics: true, status: true, logs: LogGrant::Host, telemetry: false };
     servers.spawn(serve_inside(socket, Arc::clone(shared), Caller::Inside(grants)));
     Ok((servers, ingress_listener))
 }
@@ -316,7 +316,7 @@ async fn send_heartbeat(host: Host) {
 }
 
 /// Answers the host with the reason, until it has heard it or is not there.
-async fn confess(options: &RunOptions, rings: &Arc<Rings>, error: &RunError) {
+async fn confess(options: &RunOptions, outlets: &Arc<Outlets>, error: &RunError) {
     if matches!(error, RunError::Boot(BootError::NoVsock(_))) {
         return;
     }
@@ -334,7 +334,7 @@ async fn confess(options: &RunOptions, rings: &Arc<Rings>, error: &RunError) {
     let status = Status { phase: Phase::Failed, conditions: vec![condition], ..status::awaiting(&boot_id) };
     let (commands, _) = mpsc::channel(1);
     let shared = Arc::new(Shared {
-        board: Arc::new(Board::new(status, Arc::clone(rings), commands)),
+        board: Arc::new(Board::new(status, Arc::clone(outlets), commands)),
         judge: Err(BootFailure { reason, ..BootFailure::default() }),
         clock: None,
         body_room: Semaphore::new(BODIES_BYTES_MAX),

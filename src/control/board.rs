@@ -14,7 +14,7 @@ use enclave_protocol::{
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::{accept::Candidate, events::Events};
-use crate::logs::ring::Rings;
+use crate::logs::outlets::Outlets;
 
 /// Commands that may wait for the driver.
 pub const COMMANDS_MAX: usize = 64;
@@ -56,7 +56,7 @@ pub struct Board {
     /// What the host has acknowledged.
     pub acknowledged: watch::Sender<Acknowledged>,
     /// Log records.
-    pub rings: Arc<Rings>,
+    pub logs: Arc<Outlets>,
     /// State changes.
     pub events: Events,
     /// Requests to the driver.
@@ -115,13 +115,13 @@ pub enum Authority {
 
 impl Board {
     /// A board with nothing on it.
-    pub fn new(status: Status, rings: Arc<Rings>, commands: mpsc::Sender<Command>) -> Self {
+    pub fn new(status: Status, logs: Arc<Outlets>, commands: mpsc::Sender<Command>) -> Self {
         Self {
             status: watch::Sender::new(Arc::new(status)),
             sample: watch::Sender::new(None),
             telemetry: watch::Sender::new(None),
             acknowledged: watch::Sender::new(Acknowledged::default()),
-            rings,
+            logs,
             events: Events::new(),
             commands,
             refusals: Refusals::default(),

@@ -14,6 +14,7 @@ use serde::Serialize;
 use tokio::{sync::watch, time::sleep};
 
 use super::board::Board;
+use crate::logs::ring::Rings;
 
 /// Text of one batch, in bytes: far above the few hundred that kernels since 6.12.92 want a vsock packet to
 /// have.
@@ -38,17 +39,17 @@ impl Reply {
         Self::Whole(Some(bytes.into()))
     }
 
-    /// Log records after `after`; with `follow` it never ends by itself.
-    pub fn logs(board: &Arc<Board>, after: u64, follow: bool) -> Self {
-        let changed = board.rings.subscribe();
-        let feed = Feed { board: Arc::clone(board), source: Source::Logs, after, follow, changed };
+    /// Log records after `after`; with `follow` it ends when there is nothing more to wait for.
+    pub fn logs(rings: &Arc<Rings>, after: u64, follow: bool) -> Self {
+        let changed = rings.subscribe();
+        let feed = Feed { source: Source::Logs(Arc::clone(rings)), after, follow, changed };
         Self::Feed(Box::pin(feed.next()))
     }
 
     /// Events after `after`; with `follow` it never ends by itself.
     pub fn events(board: &Arc<Board>, after: u64, follow: bool) -> Self {
         let changed = board.events.subscribe();
-        let feed = Feed { board: Arc::clone(board), source: Source::Events, after, follow, changed };
+        let feed = Feed { source: Source::Events(Arc::clone(board)), after, follow, changed };
         Self::Feed(Box::pin(feed.next()))
     }
 }
@@ -89,17 +90,15 @@ impl Body for Reply {
 
 /// A reader's place in a ring.
 pub struct Feed {
-    board: Arc<Board>,
     source: Source,
     after: u64,
     follow: bool,
     changed: watch::Receiver<u64>,
 }
 
-#[derive(Clone, Copy)]
 enum Source {
-    Logs,
-    Events,
+    Logs(Arc<Rings>),
+    Events(Arc<Board>),
 }
 
 impl Feed {
@@ -107,23 +106,32 @@ impl Feed {
         loop {
             // Seen first, read second: what comes in between wakes the next wait.
             self.changed.borrow_and_update();
+            let complete = self.is_complete();
             let (batch, last) = self.read();
             if let Some(last) = last {
                 self.after = last;
                 return Some((batch, self));
             }
-            if !self.follow || self.changed.changed().await.is_err() {
+            if !self.follow || complete || self.changed.changed().await.is_err() {
                 return None;
             }
             sleep(COALESCE).await;
         }
     }
 
+    /// Whether nothing will come that is worth waiting for.
+    fn is_complete(&self) -> bool {
+        match &self.source {
+            Source::Logs(rings) => rings.is_complete(),
+            Source::Events(_) => false,
+        }
+    }
+
     /// The next batch, and the sequence number of its last record.
     fn read(&self) -> (Bytes, Option<u64>) {
-        match self.source {
-            Source::Logs => lines(&self.board.rings.read(self.after, BATCH_BYTES_MAX), |record| record.seq),
-            Source::Events => lines(&self.board.events.read(self.after), |event| event.seq),
+        match &self.source {
+            Source::Logs(rings) => lines(&rings.read(self.after, BATCH_BYTES_MAX), |record| record.seq),
+            Source::Events(board) => lines(&board.events.read(self.after), |event| event.seq),
         }
     }
 }

@@ -1,14 +1,14 @@
 //! One request to one answer.
 
 use std::{
-    sync::{PoisonError, atomic::Ordering},
+    sync::{Arc, PoisonError, atomic::Ordering},
     time::Duration,
 };
 
 use bytes::Bytes;
 use enclave_protocol::control::{
-    AckRequest, BODY_MAX, BOOT_FAILED, ClockRequest, DrainRequest, MANIFEST_BODY_MAX, ManifestRequest, Phase,
-    Problem, REQUEST_SECONDS_MAX, Status,
+    AckRequest, BODY_MAX, BOOT_FAILED, BOOT_ID_HEADER, ClockRequest, DrainRequest, MANIFEST_BODY_MAX,
+    ManifestRequest, Phase, Problem, REQUEST_SECONDS_MAX, Status,
 };
 use enclave_protocol::{
     metrics::Sample,
@@ -31,7 +31,7 @@ use super::{
     body::Reply,
     server::Shared,
 };
-use crate::clock;
+use crate::{clock, logs::ring::Rings};
 
 /// Who is on the other end of the socket. The socket tells; nothing in the request does.
 #[derive(Debug, Clone)]
@@ -44,16 +44,26 @@ pub enum Caller {
 
 /// What a plugin may read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[expect(clippy::struct_excessive_bools, reason = "each is a call of its own, in any combination")]
 pub struct Grants {
     /// `GET /v1/metrics`.
     pub metrics: bool,
     /// `GET /v1/status` and `GET /v1/events`.
     pub status: bool,
     /// `GET /v1/logs`.
-    pub logs: bool,
+    pub logs: LogGrant,
     /// `PUT /v1/telemetry`: the telemetry plugin's, whatever it may read.
     pub telemetry: bool,
+}
+
+/// Whose log records a plugin may read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogGrant {
+    /// Nobody's.
+    None,
+    /// Those that go to the host. It acknowledges none: they wait for the host.
+    Host,
+    /// Those that leave by OTLP, which it acknowledges.
+    Export,
 }
 
 type Answer = Result<Response<Reply>, Box<Problem>>;
@@ -95,10 +105,8 @@ async fn dispatch(request: Request<Incoming>, shared: &Shared, caller: &Caller) 
         (&Method::GET, "/v1/events") => {
             Ok(ndjson(Reply::events(board, query.after, query.follow.unwrap_or(true))))
         }
-        (&Method::GET, "/v1/logs") => {
-            Ok(ndjson(Reply::logs(board, query.after, query.follow.unwrap_or(false))))
-        }
-        (&Method::POST, "/v1/ack") => acknowledge(&read(request, BODY_MAX, shared).await?.0, board),
+        (&Method::GET, "/v1/logs") => Ok(logs(board, caller, query.after, query.follow.unwrap_or(false))),
+        (&Method::POST, "/v1/ack") => acknowledge(&read(request, BODY_MAX, shared).await?.0, board, caller),
         (&Method::POST, "/v1/drain") => drain(read(request, BODY_MAX, shared).await?.0, board).await,
         (&Method::PUT, "/v1/manifest") => manifest(request, shared).await,
         (&Method::PUT, "/v1/clock") => set_clock(request, shared).await,
@@ -138,8 +146,9 @@ fn permit(
             let granted = match path {
                 "/v1/metrics" => grants.metrics,
                 "/v1/status" | "/v1/events" => grants.status,
-                "/v1/logs" => grants.logs,
                 "/v1/telemetry" => grants.telemetry,
+                "/v1/logs" => grants.logs != LogGrant::None,
+                "/v1/ack" => grants.logs == LogGrant::Export,
                 _ => false,
             };
             let detail = "this socket has no grant for it: see supervisorAccess in the manifest";
@@ -229,7 +238,7 @@ fn current(status: &Status, board: &Board) -> Status {
     let telemetry = board.telemetry.borrow().clone();
     let found = telemetry.as_ref().map(|telemetry| telemetry.conditions(clock::wall())).unwrap_or_default();
     let conditions = status.conditions.iter().cloned().chain(found).collect();
-    Status { log_seq: board.rings.last_seq(), conditions, telemetry, ..status.clone() }
+    Status { log_seq: board.logs.host.last_seq(), conditions, telemetry, ..status.clone() }
 }
 
 /// Keeps the telemetry plugin's report of its exports.
@@ -240,14 +249,36 @@ async fn telemetry(request: Request<Incoming>, shared: &Shared) -> Answer {
     Ok(empty())
 }
 
-fn acknowledge(ack: &AckRequest, board: &Board) -> Answer {
+/// The records that a caller reads.
+fn rings<'b>(board: &'b Board, caller: &Caller) -> &'b Arc<Rings> {
+    match caller {
+        Caller::Inside(Grants { logs: LogGrant::Export, .. }) => &board.logs.export,
+        Caller::Host | Caller::Inside(Grants { logs: LogGrant::None | LogGrant::Host, .. }) => {
+            &board.logs.host
+        }
+    }
+}
+
+fn logs(board: &Board, caller: &Caller, after: u64, follow: bool) -> Response<Reply> {
+    let mut response = ndjson(Reply::logs(rings(board, caller), after, follow));
+    // A boot id is hexadecimal.
+    if let Ok(boot_id) = HeaderValue::from_str(&board.status.borrow().boot_id) {
+        response.headers_mut().insert(BOOT_ID_HEADER, boot_id);
+    }
+    response
+}
+
+fn acknowledge(ack: &AckRequest, board: &Board, caller: &Caller) -> Answer {
     let status = board.status.borrow().clone();
     if ack.boot_id != status.boot_id {
         let detail = format!("this is boot {}, the acknowledgement is for another", status.boot_id);
         return Err(problem(StatusCode::CONFLICT, "BootIdMismatch", &detail));
     }
-    board.rings.acknowledge(ack.log_seq);
-    board.acknowledged.send_modify(|acknowledged| acknowledged.take(ack));
+    rings(board, caller).acknowledge(ack.log_seq);
+    // A plugin's word is no word of the host's.
+    if let Caller::Host = caller {
+        board.acknowledged.send_modify(|acknowledged| acknowledged.take(ack));
+    }
     Ok(empty())
 }
 

@@ -23,7 +23,7 @@ use super::{
 };
 use crate::{
     engine::{Event, ExitReason, Moment, PluginId, RunId, SpawnError, Stop},
-    logs::{capture::Capture, ring::Rings},
+    logs::capture::Capture,
     sample::{plugin::Track, process, system::oom_kills},
     sys::{
         cgroup::Cgroup,
@@ -57,8 +57,6 @@ pub(super) struct Children {
     hanging: Vec<Spawner>,
     words: mpsc::Receiver<Word>,
     speak: mpsc::Sender<Word>,
-    rings: Arc<Rings>,
-    keep_output: bool,
     pub(super) oom_kills_seen: Option<u64>,
 }
 
@@ -168,8 +166,8 @@ pub(super) enum Ended {
 }
 
 impl Children {
-    /// No plugins yet. Without `keep_output` their lines are read and forgotten.
-    pub(super) fn new(keep_output: bool, rings: &Arc<Rings>) -> io::Result<Self> {
+    /// No plugins yet.
+    pub(super) fn new() -> io::Result<Self> {
         let (speak, words) = mpsc::channel(WORDS_MAX);
         Ok(Self {
             names: Vec::new(),
@@ -179,8 +177,6 @@ impl Children {
             hanging: Vec::new(),
             words,
             speak,
-            rings: Arc::clone(rings),
-            keep_output,
             oom_kills_seen: oom_kills(),
         })
     }
@@ -191,6 +187,7 @@ impl Children {
         name: String,
         recipe: Arc<Recipe>,
         cgroup: Option<Arc<Cgroup>>,
+        capture: Capture,
         now: Moment,
     ) {
         self.plugins.push(Plugin {
@@ -200,7 +197,7 @@ impl Children {
             oom_kills_seen: cgroup.as_ref().and_then(|cgroup| cgroup.oom_kills()),
             recipe,
             cgroup,
-            capture: Capture::new(Arc::clone(&self.rings), &name, self.keep_output),
+            capture,
             live: None,
             standby: None,
             stood_by: false,

@@ -9,8 +9,9 @@
 //! inits ─────────────▶ │        │ ── status, sample, events ──▶ board ──▶ host, plugins
 //! timer, sample tick ▶ └────────┘
 //! ```
-//! Order of the end: plugins (engine: users, services, telemetry) → their last output → final status → the
-//! host has acknowledged status and logs, or 5 s have passed → the last inits are reaped → `net` → exit.
+//! Order of the end: plugins (engine: users, services, telemetry, which first sends what is left of the records
+//! that leave by it) → their last output → those that have not left are counted → final status → the host has
+//! acknowledged status and logs, or 5 s have passed → the last inits are reaped → `net` → exit.
 
 mod children;
 mod listener;
@@ -30,8 +31,8 @@ use std::{
 };
 
 use enclave_protocol::{
-    control::{BOOT_FAILED, Condition, DrainRequest, ManifestAccepted, Phase, Pod, Status},
-    manifest::HostLogs,
+    control::{BOOT_FAILED, Condition, DrainRequest, ManifestAccepted, Phase, PluginPhase, Pod, Status},
+    manifest::{Plugin, PluginKind, TELEMETRY},
     metrics::{ATTRIBUTE_INSTANCE, ATTRIBUTE_POD_NAMESPACE, LABEL_DEPLOYMENT, LABEL_NAMESPACE, LABEL_NED},
     transport::{Host, Stream},
 };
@@ -60,6 +61,10 @@ use crate::{
     },
     deployment::{self, Deployment, Ground, PrepareError},
     engine::{Effect, Engine, Event, Outcome, PluginId},
+    logs::{
+        capture::{Capture, Ends},
+        outlets::Outlets,
+    },
     options::Exit,
     sys::nsm::{MANIFEST_PCR, Nsm, NsmError, pcr_name},
 };
@@ -286,10 +291,10 @@ impl Driver {
             plan: manifest.plan(),
             conditions: candidate.conditions.clone(),
         };
-        let mut children = Children::new(manifest.host_logs == HostLogs::All, &board.rings)?;
+        let mut children = Children::new()?;
         self.measure(candidate)?;
         let Deployment { plugins, egress, peers, ingress, networks, state } = prepared;
-        board.rings.limit_to_host(manifest.host_logs);
+        board.logs.route_own(manifest.supervisor_logs);
         let now = self.clock.now();
         let (mut probes, mut notices) = (Probes::default(), Notices::new());
         for (id, (plugin, manifest)) in plugins.into_iter().zip(&manifest.plugins).enumerate() {
@@ -301,7 +306,8 @@ impl Driver {
                 notices.add(PluginId(id), socket);
             }
             probes.add(manifest);
-            children.add(plugin.name, plugin.recipe, plugin.cgroup, now);
+            let capture = capture(manifest, &board.logs);
+            children.add(plugin.name, plugin.recipe, plugin.cgroup, capture, now);
         }
         let setup = Setup {
             host: self.parts.host.clone(),
@@ -312,7 +318,7 @@ impl Driver {
             ingress_listener: self.parts.ingress_listener.take(),
             sockets: SocketSource::new(move |plugin, count| networks.sockets(plugin, count)),
         };
-        let mut network = Network::new(setup, &board.rings);
+        let mut network = Network::new(setup, board.logs.rings(manifest.supervisor_logs).cloned());
         network.start(now);
         let (labels, resource) = identity(candidate);
         tracing::info!(deployment = manifest.name, digest = accepted.digest, "manifest accepted");
@@ -419,6 +425,9 @@ impl Driver {
         let Some(running) = &self.running else { return };
         let board = self.board();
         let status = running.status(board, self.clock);
+        if only_telemetry_is_left(&status) {
+            board.logs.export.last_call();
+        }
         board.status.send_replace(Arc::new(status));
     }
 
@@ -446,6 +455,8 @@ impl Driver {
         {
             tracing::warn!("a process outlived its plugin and holds its output open");
         }
+        log_end(&self.board().status.borrow().clone());
+        self.retire_export();
         self.sample();
         self.publish_status();
         let exit = match outcome {
@@ -453,8 +464,7 @@ impl Driver {
             Outcome::Failed => Exit::Workload,
         };
         let board = Arc::clone(self.board());
-        log_end(&board.status.borrow().clone());
-        let (log_seq, status_seq) = (board.rings.last_seq(), board.status.borrow().seq);
+        let (log_seq, status_seq) = (board.logs.host.last_seq(), board.status.borrow().seq);
         let mut acknowledged = board.acknowledged.subscribe();
         let known = acknowledged.wait_for(|ack| ack.log_seq >= log_seq && ack.status_seq >= status_seq);
         let known = timeout(FINAL_ACK_MAX, known).await.is_ok_and(|known| known.is_ok());
@@ -468,6 +478,18 @@ impl Driver {
             running.network.stop();
         }
         exit
+    }
+
+    /// Tells the host how many log records the telemetry plugin has left behind, and nothing of what they say.
+    fn retire_export(&self) {
+        let board = self.board();
+        let left = board.logs.export.retire();
+        if left > 0 {
+            let message = format!(
+                "{left} log records were to leave by OTLP and had not when the telemetry plugin ended"
+            );
+            board.events.push(self.clock.wall(), None, "LogRecordsDropped", message);
+        }
     }
 
     /// Waits until no init is left: a control group with a process in it cannot be removed.
@@ -499,6 +521,22 @@ fn identity(candidate: &Candidate) -> (BTreeMap<String, String>, BTreeMap<String
         labels.map(|(name, value)| (name.to_owned(), value.clone())).into(),
         resource.into_iter().chain(pod).map(|(name, value)| (name.to_owned(), value.to_owned())).collect(),
     )
+}
+
+/// Whether the deployment stops and only the plugin still runs that sends the others' log records.
+fn only_telemetry_is_left(status: &Status) -> bool {
+    let ended = |phase| matches!(phase, PluginPhase::Completed | PluginPhase::Failed | PluginPhase::Stopped);
+    status.phase == Phase::Stopping
+        && status.plugins.iter().all(|plugin| plugin.name == TELEMETRY || ended(plugin.phase))
+}
+
+/// What reads a plugin's output. The telemetry plugin reads the others' records until the last.
+fn capture(plugin: &Plugin, outlets: &Outlets) -> Capture {
+    let ends = match plugin.kind {
+        PluginKind::Telemetry => Ends::WithReader,
+        PluginKind::Service | PluginKind::User => Ends::BeforeReader,
+    };
+    Capture::new(outlets.rings(plugin.logs).cloned(), &plugin.name, ends)
 }
 
 /// The last word, with every plugin's own exit.

@@ -35,7 +35,10 @@ use self::{
 };
 use crate::{
     engine::Moment,
-    logs::{capture::Capture, ring::Rings},
+    logs::{
+        capture::{Capture, Ends},
+        ring::Rings,
+    },
     net::{
         limits::Limits,
         link::{Link, Message},
@@ -99,11 +102,11 @@ struct Run {
 
 impl Network {
     /// Not started yet: see [`Network::start`].
-    pub(crate) fn new(setup: Setup, rings: &Arc<Rings>) -> Self {
+    pub(crate) fn new(setup: Setup, rings: Option<Arc<Rings>>) -> Self {
         let (report, reported) = watch::channel(Vec::new());
         Self {
             setup,
-            capture: Capture::new(Arc::clone(rings), SOURCE, true),
+            capture: Capture::new(rings, SOURCE, Ends::WithReader),
             run: None,
             started: Moment::default(),
             due: None,

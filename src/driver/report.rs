@@ -143,7 +143,7 @@ pub(super) fn status(
         ready: snapshot.ready,
         conditions: accepted.conditions.clone(),
         seq: board.events.last_seq(),
-        log_seq: board.rings.last_seq(),
+        log_seq: board.logs.host.last_seq(),
         measurements: board.status.borrow().measurements.clone(),
         plugins: snapshot.plugins.iter().zip(details).map(plugin).collect(),
         telemetry: None,

@@ -101,7 +101,7 @@ impl Sampler {
         };
         let (first, usage) = self.window.take(self.clock.now(), reading.cpu);
         let mut all = families::system(&reading, first, usage);
-        let logs = board.rings.totals();
+        let logs = board.logs.totals();
         let (mut labels, mut resource) = (BTreeMap::new(), BTreeMap::new());
         let mut net_restarts = 0;
         if let Some(running) = running {
@@ -137,7 +137,7 @@ impl Sampler {
             &snapshot.plugins,
             reading.oom_kills,
         );
-        let mut all = families::plugins(&plugins, &board.rings.totals());
+        let mut all = families::plugins(&plugins, &board.logs.totals());
         all.extend(families::pod(&plugins, reading.root, now.since(running.since)));
         let streams = running.network.families();
         all.extend(families::network(&streams));

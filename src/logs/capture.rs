@@ -39,7 +39,17 @@ thread_local! {
 #[derive(Debug)]
 pub struct Capture {
     output: Option<Arc<Output>>,
+    ends: Ends,
     streams: JoinSet<()>,
+}
+
+/// When a source's output ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ends {
+    /// Before the reader of its records: that one waits for the last of them.
+    BeforeReader,
+    /// With the reader or after it: a reader that waited would wait for itself.
+    WithReader,
 }
 
 /// Where a plugin's records go.
@@ -51,11 +61,11 @@ struct Output {
 }
 
 impl Capture {
-    /// Captures for `source`. Without `keep` everything is read and forgotten.
-    pub fn new(rings: Arc<Rings>, source: &str, keep: bool) -> Self {
+    /// Captures for `source`. Without rings everything is read and forgotten.
+    pub fn new(rings: Option<Arc<Rings>>, source: &str, ends: Ends) -> Self {
         let rate = Mutex::new(Rate::new(Instant::now()));
-        let output = keep.then(|| Arc::new(Output { rings, source: source.to_owned(), rate }));
-        Self { output, streams: JoinSet::new() }
+        let output = rings.map(|rings| Arc::new(Output { rings, source: source.to_owned(), rate }));
+        Self { output, ends, streams: JoinSet::new() }
     }
 
     /// Reads `pipe` until its end.
@@ -66,7 +76,12 @@ impl Capture {
             self.streams.abort_all();
         }
         let records = self.output.clone().map(|output| Records::new(output, stream));
-        self.streams.spawn(read(receiver, records));
+        let open = self.output.as_ref().filter(|_| self.ends == Ends::BeforeReader);
+        let open = open.map(|output| output.rings.open_stream());
+        self.streams.spawn(async move {
+            read(receiver, records).await;
+            drop(open);
+        });
         Ok(())
     }
 
@@ -251,7 +266,8 @@ mod tests {
     impl Plugin {
         fn new(keep: bool) -> Self {
             let rings = Arc::new(Rings::new());
-            Self { capture: Capture::new(Arc::clone(&rings), "p", keep), rings }
+            let kept = keep.then(|| Arc::clone(&rings));
+            Self { capture: Capture::new(kept, "p", Ends::BeforeReader), rings }
         }
 
         fn open(&mut self, stream: LogStream) -> PipeWriter {
@@ -286,6 +302,26 @@ mod tests {
             let total = plugin.rings.totals().get("p").map_or(0, |totals| totals.bytes);
             assert_eq!(total, if keep { 300_005 } else { 0 });
         }
+    }
+
+    #[tokio::test]
+    async fn a_reader_waits_for_the_last_record_of_what_ends_before_it() {
+        let mut plugin = Plugin::new(true);
+        plugin.rings.last_call();
+        let mut changed = plugin.rings.subscribe();
+        let mut writer = plugin.open(LogStream::Stdout);
+        writer.write_all(b"last\n").unwrap();
+        assert!(!plugin.rings.is_complete());
+        drop(writer);
+        while !plugin.rings.is_complete() {
+            changed.changed().await.unwrap();
+        }
+        assert_eq!(texts(&plugin.rings.read(0, usize::MAX)), [("last", false)]);
+
+        let kept = Some(Arc::clone(&plugin.rings));
+        plugin.capture = Capture::new(kept, "telemetry", Ends::WithReader);
+        let _writer = plugin.open(LogStream::Stdout);
+        assert!(plugin.rings.is_complete(), "a reader's own output does not hold it up");
     }
 
     #[tokio::test]

@@ -1,4 +1,4 @@
-//! The supervisor's own `tracing` records: JSON lines on standard error, and in the rings for the host.
+//! The supervisor's own `tracing` records: JSON lines on standard error, and in the rings of its route.
 //!
 //! Standard error may be a console that stalls, and PID 1 must not wait for it: lines go through a bounded
 //! queue to a thread of their own; what the queue does not take is counted, and the rings have it anyway.
@@ -14,11 +14,9 @@ use std::{
 };
 
 use clap::ValueEnum;
-use enclave_protocol::control::LogStream;
 use tracing_subscriber::fmt::MakeWriter;
 
-use super::ring::{Line, Rings, SUPERVISOR};
-use crate::clock;
+use super::outlets::Outlets;
 
 /// Lines that may wait for standard error.
 const QUEUE_MAX: usize = 256;
@@ -60,8 +58,9 @@ impl Own {
     }
 }
 
-/// Installs the subscriber of this process. Records go to standard error and, with `rings`, to the host too.
-pub fn install(format: Format, rings: Option<Arc<Rings>>) -> io::Result<Own> {
+/// Installs the subscriber of this process. Records go to standard error and, with `outlets`, to
+/// their reader too.
+pub fn install(format: Format, outlets: Option<Arc<Outlets>>) -> io::Result<Own> {
     let lost = Arc::new(AtomicU64::new(0));
     let (queue, items) = sync_channel(QUEUE_MAX);
     std::thread::Builder::new().name("stderr".to_owned()).spawn(move || {
@@ -73,7 +72,7 @@ pub fn install(format: Format, rings: Option<Arc<Rings>>) -> io::Result<Own> {
             };
         }
     })?;
-    let tee = Tee { queue: queue.clone(), rings, lost: Arc::clone(&lost) };
+    let tee = Tee { queue: queue.clone(), outlets, lost: Arc::clone(&lost) };
     let builder = tracing_subscriber::fmt().with_max_level(tracing::Level::INFO).with_writer(tee);
     let installed = match format {
         Format::Json => {
@@ -90,7 +89,7 @@ pub fn install(format: Format, rings: Option<Arc<Rings>>) -> io::Result<Own> {
 
 struct Tee {
     queue: SyncSender<Item>,
-    rings: Option<Arc<Rings>>,
+    outlets: Option<Arc<Outlets>>,
     lost: Arc<AtomicU64>,
 }
 
@@ -122,10 +121,8 @@ impl Write for Record<'_> {
 impl Drop for Record<'_> {
     fn drop(&mut self) {
         let bytes = std::mem::take(&mut self.bytes);
-        if let Some(rings) = &self.tee.rings {
-            let line = bytes.strip_suffix(b"\n").unwrap_or(&bytes);
-            let (source, stream) = (SUPERVISOR, LogStream::Supervisor);
-            rings.push(&Line { source, stream, bytes: line, partial: false, time: clock::wall() });
+        if let Some(outlets) = &self.tee.outlets {
+            outlets.push_own(bytes.strip_suffix(b"\n").unwrap_or(&bytes));
         }
         if self.tee.queue.try_send(Item::Line(bytes)).is_err() {
             self.tee.lost.fetch_add(1, Ordering::Relaxed);

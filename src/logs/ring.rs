@@ -1,4 +1,4 @@
-//! The rings: one per source, bounded in bytes, under one global sequence.
+//! The rings of one reader: one per source, bounded in bytes, under one sequence.
 //!
 //! A record stays until it is acknowledged or until its own source needs the room. Every line has its
 //! sequence number, also one that its source's rate did not let in, so what a reader misses is exactly what
@@ -6,15 +6,11 @@
 
 use std::{
     collections::{BTreeMap, VecDeque},
-    sync::{
-        Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use enclave_protocol::{
     control::{FileBytes, LogRecord, LogStream},
-    manifest::HostLogs,
     timestamp::Timestamp,
 };
 use tokio::sync::watch;
@@ -27,13 +23,12 @@ pub(super) const RECORD_OVERHEAD: usize = 160;
 /// The source name of the supervisor's own records.
 pub const SUPERVISOR: &str = "supervisor";
 
-/// All sources' records. Shared; every method is short and never waits for anything but its own lock.
+/// The records of all sources that go to one reader. Shared; every method is short and never waits for anything but its own lock.
 #[derive(Debug)]
 pub struct Rings {
     inner: Mutex<Inner>,
     newest: watch::Sender<u64>,
     source_bytes_max: usize,
-    closed: AtomicBool,
 }
 
 #[derive(Debug, Default)]
@@ -45,6 +40,12 @@ struct Inner {
     /// Lines that were never let in, since the last record. The next one's number counts them: so the newest
     /// number always is a record's, which a reader can see and acknowledge.
     untold: u64,
+    /// Streams that may still bring records and end before the reader does.
+    streams: usize,
+    /// No stream will be opened any more.
+    last_call: bool,
+    /// The reader is gone for good: records are only counted.
+    retired: bool,
 }
 
 #[derive(Debug, Default)]
@@ -107,37 +108,40 @@ impl Rings {
 
     /// Empty rings of `source_bytes_max` bytes each.
     pub fn bounded(source_bytes_max: usize) -> Self {
-        Self {
-            inner: Mutex::default(),
-            newest: watch::Sender::new(0),
-            source_bytes_max,
-            closed: AtomicBool::new(false),
-        }
+        Self { inner: Mutex::default(), newest: watch::Sender::new(0), source_bytes_max }
     }
 
-    /// Takes the manifest's word on what may leave the enclave. Plugins' lines are left out where they are
-    /// read.
-    pub fn limit_to_host(&self, logs: HostLogs) {
-        match logs {
-            HostLogs::All | HostLogs::Supervisor => {}
-            HostLogs::None => {
-                self.closed.store(true, Ordering::Relaxed);
-                let last = self.last_seq();
-                self.acknowledge(last);
+    /// Gives what is kept to `other`, which has kept nothing yet, or to nobody, and begins the sequence again:
+    /// the reader has read nothing yet.
+    pub(super) fn hand_over(&self, other: Option<&Self>) {
+        let mut inner = self.lock();
+        let mut moved = std::mem::take(&mut *inner);
+        if let Some(other) = other {
+            let newest = moved.last_seq;
+            *other.lock() = moved;
+            other.newest.send_replace(newest);
+        } else {
+            for source in moved.sources.values_mut() {
+                (source.bytes, source.seqs) = (0, VecDeque::new());
             }
+            inner.sources = moved.sources;
         }
+        drop(inner);
+        self.newest.send_replace(0);
     }
 
     /// Keeps a line; its source's oldest records make room.
     pub fn push(&self, line: &Line<'_>) {
-        if self.closed.load(Ordering::Relaxed) {
-            return;
+        let mut inner = self.lock();
+        if inner.retired {
+            let mut lost = Lost::default();
+            lost.add(line.bytes.len());
+            return inner.lose(line.source, lost);
         }
         let (text, base64) = match std::str::from_utf8(line.bytes) {
             Ok(text) => (Some(text.to_owned()), None),
             Err(_) => (None, Some(FileBytes(line.bytes.to_vec()))),
         };
-        let mut inner = self.lock();
         inner.last_seq += 1 + std::mem::take(&mut inner.untold);
         let seq = inner.last_seq;
         let record = LogRecord {
@@ -157,16 +161,13 @@ impl Rings {
 
     /// Counts lines of a source that its rate did not let in. The next record, whoever's, tells of them.
     pub fn lose(&self, source: &str, lost: Lost) {
-        if lost.records == 0 || self.closed.load(Ordering::Relaxed) {
+        if lost.records == 0 {
             return;
         }
         let mut inner = self.lock();
         inner.untold += lost.records;
-        let totals = &mut source_of(&mut inner.sources, source).totals;
-        totals.bytes += lost.bytes;
-        totals.records += lost.records;
-        totals.dropped += lost.records;
-        totals.rate_limited += lost.records;
+        inner.lose(source, lost);
+        source_of(&mut inner.sources, source).totals.rate_limited += lost.records;
     }
 
     /// Records after `after`, at least one if there is any, until their text exceeds `bytes_max`.
@@ -205,6 +206,41 @@ impl Rings {
         }
     }
 
+    /// Counts a stream that ends before the reader does, until the answer is dropped.
+    pub fn open_stream(self: &Arc<Self>) -> OpenStream {
+        self.lock().streams += 1;
+        OpenStream(Arc::clone(self))
+    }
+
+    /// No stream will be opened any more: once those that are open have ended, the reader has all there is.
+    pub fn last_call(&self) {
+        if !std::mem::replace(&mut self.lock().last_call, true) {
+            self.wake();
+        }
+    }
+
+    /// Whether everything that a reader is to wait for is there.
+    pub fn is_complete(&self) -> bool {
+        let inner = self.lock();
+        inner.last_call && inner.streams == 0
+    }
+
+    /// Counts every record that is left as lost, as from now on every one that comes: the reader is gone.
+    /// Answers how many were left.
+    pub fn retire(&self) -> u64 {
+        let mut inner = self.lock();
+        inner.retired = true;
+        let left = std::mem::take(&mut inner.records);
+        for record in left.values() {
+            if let Some(source) = inner.sources.get_mut(&record.plugin) {
+                source.bytes -= cost(record);
+                source.seqs.pop_front();
+                source.totals.dropped += 1;
+            }
+        }
+        left.len() as u64
+    }
+
     /// Sequence number of the newest record.
     pub fn last_seq(&self) -> u64 {
         self.lock().last_seq
@@ -215,7 +251,7 @@ impl Rings {
         self.lock().acknowledged
     }
 
-    /// Changes whenever a record is pushed.
+    /// Changes whenever a record is pushed, and when there may be no more to wait for.
     pub fn subscribe(&self) -> watch::Receiver<u64> {
         self.newest.subscribe()
     }
@@ -223,6 +259,11 @@ impl Rings {
     /// Totals by source.
     pub fn totals(&self) -> BTreeMap<String, Totals> {
         self.lock().sources.iter().map(|(name, source)| (name.clone(), source.totals)).collect()
+    }
+
+    /// Has readers look again.
+    fn wake(&self) {
+        self.newest.send_modify(|_| {});
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -237,7 +278,26 @@ impl Default for Rings {
     }
 }
 
+/// A stream that may bring records.
+#[derive(Debug)]
+pub struct OpenStream(Arc<Rings>);
+
+impl Drop for OpenStream {
+    fn drop(&mut self) {
+        self.0.lock().streams -= 1;
+        self.0.wake();
+    }
+}
+
 impl Inner {
+    /// Counts records that are not kept.
+    fn lose(&mut self, source: &str, lost: Lost) {
+        let totals = &mut source_of(&mut self.sources, source).totals;
+        totals.bytes += lost.bytes;
+        totals.records += lost.records;
+        totals.dropped += lost.records;
+    }
+
     fn insert(&mut self, record: LogRecord, source_bytes_max: usize) {
         let (seq, size) = (record.seq, cost(&record));
         let source = source_of(&mut self.sources, &record.plugin);
@@ -311,12 +371,37 @@ mod tests {
     }
 
     #[test]
-    fn a_manifest_that_keeps_its_logs_inside_gives_the_host_none() {
+    fn what_the_reader_left_and_what_comes_after_it_is_counted() {
         let rings = Rings::new();
-        rings.push(&line(SUPERVISOR, b"before"));
-        rings.limit_to_host(HostLogs::None);
-        rings.push(&line(SUPERVISOR, b"after"));
+        for _ in 0..3 {
+            rings.push(&line("a", b"x"));
+        }
+        rings.lose("a", Lost { records: 2, bytes: 2 });
+        rings.acknowledge(1);
+        assert_eq!(rings.retire(), 2);
+        rings.push(&line("b", b"late"));
         assert_eq!(rings.read(0, usize::MAX), []);
+        assert_eq!(rings.totals()["a"], Totals { bytes: 5, records: 5, dropped: 4, rate_limited: 2 });
+        assert_eq!(rings.totals()["b"], Totals { bytes: 4, records: 1, dropped: 1, rate_limited: 0 });
+        assert_eq!(rings.retire(), 0);
+    }
+
+    #[test]
+    fn a_reader_has_everything_once_every_stream_has_ended_and_none_will_be_opened() {
+        let rings = Arc::new(Rings::new());
+        let (one, other) = (rings.open_stream(), rings.open_stream());
+        let mut changed = rings.subscribe();
+        drop(one);
+        assert!(!rings.is_complete());
+        rings.last_call();
+        assert!(!rings.is_complete());
+        changed.borrow_and_update();
+        drop(other);
+        assert!(rings.is_complete() && changed.has_changed().unwrap());
+        let idle = Rings::new();
+        assert!(!idle.is_complete());
+        idle.last_call();
+        assert!(idle.is_complete());
     }
 
     #[test]
@@ -336,9 +421,6 @@ mod tests {
         rings.push(&line("quiet", b"second"));
         assert_eq!(seqs(&rings.read(0, usize::MAX)), [(1, 0), (9, 7)]);
         let noisy = Totals { bytes: 75, records: 8, dropped: 7, rate_limited: 7 };
-        assert_eq!(rings.totals()["noisy"], noisy);
-        rings.limit_to_host(HostLogs::None);
-        rings.lose("noisy", Lost { records: 1, bytes: 1 });
         assert_eq!(rings.totals()["noisy"], noisy);
     }
 

@@ -169,6 +169,12 @@ impl Manifest {
         self.conditions.clone()
     }
 
+    /// Whether any log records leave by OTLP.
+    pub fn exports_logs(&self) -> bool {
+        let routes = self.plugins.iter().map(|plugin| plugin.logs);
+        routes.chain([self.supervisor_logs]).any(|route| route == LogRoute::Otlp)
+    }
+
     /// The plugin with this name.
     pub fn plugin(&self, name: &str) -> Option<&Plugin> {
         self.plugins.iter().find(|plugin| plugin.name == name)

@@ -37,7 +37,7 @@ fn network(port: u16, sockets: SocketSource) -> (Network, Link) {
         ingress_listener: None,
         sockets,
     };
-    let mut network = Network::new(setup, &Arc::new(Rings::new()));
+    let mut network = Network::new(setup, None);
     let (ours, theirs) = Link::pair().unwrap();
     let messages = network.setup.messages().unwrap();
     network.run = Some(network.attended(NOBODY, ours, messages));
