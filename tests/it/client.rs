@@ -134,14 +134,8 @@ impl Client {
         self.feed(&format!("/v1/logs?after={after}&follow={follow}"))
     }
 
-    fn feed<T: DeserializeOwned>(&self, path: &str) -> Feed<T> {
-        let mut stream = self.dial(CONTROL_PORT);
-        stream.write_all(format!("{}\r\n", self.head("GET", path)).as_bytes()).unwrap();
-        let mut reader = BufReader::new(stream);
-        let head = read_head(&mut reader);
-        assert!(head.starts_with("HTTP/1.1 200 "), "{head}");
-        assert!(head.contains("transfer-encoding: chunked"), "{head}");
-        Feed { reader, pending: Vec::new(), ended: false, item: PhantomData }
+    fn feed<T: DeserializeOwned + std::fmt::Debug>(&self, path: &str) -> Feed<T> {
+        Feed::open(self.dial(CONTROL_PORT), &self.head("GET", path))
     }
 }
 
@@ -199,6 +193,16 @@ pub(crate) struct Feed<T> {
 }
 
 impl<T: DeserializeOwned + std::fmt::Debug> Feed<T> {
+    /// Asks with `head`, which lacks its last empty line.
+    pub(crate) fn open(mut stream: UnixStream, head: &str) -> Self {
+        stream.write_all(format!("{head}\r\n").as_bytes()).unwrap();
+        let mut reader = BufReader::new(stream);
+        let head = read_head(&mut reader);
+        assert!(head.starts_with("HTTP/1.1 200 "), "{head}");
+        assert!(head.contains("transfer-encoding: chunked"), "{head}");
+        Self { reader, pending: Vec::new(), ended: false, item: PhantomData }
+    }
+
     /// Reads on to the first item that fits, and answers it.
     pub(crate) fn until(&mut self, what: &str, fits: impl Fn(&T) -> bool) -> T {
         self.up_to(what, fits).pop().expect("the item that fits")

@@ -20,6 +20,7 @@ mod control;
 mod dice;
 mod enclave;
 mod environment;
+mod export;
 mod grants;
 mod groups;
 mod host;
