@@ -3,6 +3,7 @@
 use std::{
     collections::VecDeque,
     convert::Infallible,
+    io::Read as _,
     net::SocketAddr,
     path::PathBuf,
     sync::{Arc, Mutex},
@@ -18,9 +19,13 @@ use enclave_protocol::{
 use http_body_util::{BodyExt as _, Full};
 use hyper::{Request, Response, body::Incoming, header::HeaderMap, server::conn::http1, service::service_fn};
 use hyper_util::rt::TokioIo;
-use opentelemetry_proto::tonic::metrics::v1::{
-    Gauge, Metric, NumberDataPoint, ResourceMetrics, ScopeMetrics, metric::Data, number_data_point::Value,
+use opentelemetry_proto::tonic::{
+    collector::logs::v1::ExportLogsServiceRequest,
+    metrics::v1::{
+        Gauge, Metric, NumberDataPoint, ResourceMetrics, ScopeMetrics, metric::Data, number_data_point::Value,
+    },
 };
+use prost::Message as _;
 use tokio::{
     net::{TcpListener, TcpSocket, UnixListener},
     sync::mpsc,
@@ -98,12 +103,13 @@ impl Supervisor {
                 let state = Arc::clone(&state);
                 connections.spawn(serve(stream, move |request| {
                     let mut state = state.lock().unwrap();
-                    let is_report = request.uri().path() == "/v1/telemetry";
-                    assert!(is_report || request.uri().path() == "/v1/metrics");
+                    let path = request.uri().path();
+                    let (is_report, is_sample) = (path == "/v1/telemetry", path == "/v1/metrics");
+                    assert!(is_report || is_sample || path == "/v1/logs");
                     if is_report {
                         state.reports += 1;
                     }
-                    if !is_report {
+                    if is_sample {
                         state.accept = accepted(&request);
                     }
                     // A tag as good as the supervisor's: the bytes themselves.
@@ -111,6 +117,9 @@ impl Supervisor {
                     let known = request.headers().get("if-none-match").is_some_and(|known| *known == *tag);
                     let answer = if is_report {
                         Response::builder().status(204).body(Full::default())
+                    } else if !is_sample {
+                        // The manifest sends no log records.
+                        Response::builder().status(403).body(Full::default())
                     } else if known && state.status == 200 {
                         Response::builder().status(304).body(Full::default())
                     } else {
@@ -169,6 +178,7 @@ pub(crate) struct Received {
     pub(crate) path: String,
     pub(crate) headers: HeaderMap,
     pub(crate) export: Export,
+    pub(crate) logs: ExportLogsServiceRequest,
 }
 
 /// What a collector answers.
@@ -288,8 +298,15 @@ async fn collect(
     let (head, body) = request.into_parts();
     let body = body.collect().await.unwrap().to_bytes();
     let is_gzip = head.headers.contains_key("content-encoding");
-    let export = intake::read(&body, is_gzip).unwrap();
-    sender.send(Received { path: head.uri.path().to_owned(), headers: head.headers, export }).await.unwrap();
+    let path = head.uri.path().to_owned();
+    let (export, logs) = if path.ends_with("/v1/logs") {
+        let mut plain = Vec::new();
+        flate2::read::GzDecoder::new(&body[..]).read_to_end(&mut plain).unwrap();
+        (Export::default(), ExportLogsServiceRequest::decode(&plain[..]).unwrap())
+    } else {
+        (intake::read(&body, is_gzip).unwrap(), ExportLogsServiceRequest::default())
+    };
+    sender.send(Received { path, headers: head.headers, export, logs }).await.unwrap();
     let answer = {
         let mut state = state.lock().unwrap();
         state.once.pop_front().or_else(|| state.always.clone()).unwrap_or_else(|| Answer::status(200))

@@ -5,7 +5,8 @@
 //! ```text
 //! supervisor.sock ─▶ source ─▶ pump ─▶ pipeline (OpenTelemetry SDK) ─▶ outbox ─▶ sender ─▶ EXPORTER_URL
 //! plugins' OTLP   ─▶ receiver ─▶ relabel ───────────────────────────────┤
-//! plugins' pages  ─▶ scrape ─────────────────────────────────────────────┘
+//! plugins' pages  ─▶ scrape ─────────────────────────────────────────────┤
+//! supervisor.sock ─▶ records (those that leave by OTLP) ────────────────┘
 //! ```
 //!
 //! Shutdown order (SIGTERM or SIGINT): 1. the receiver closes, so that nothing new enters; 2. scrapes stop and
@@ -32,6 +33,7 @@ mod outbox;
 mod pipeline;
 mod pump;
 mod receiver;
+mod records;
 mod relabel;
 mod reporter;
 mod retry;

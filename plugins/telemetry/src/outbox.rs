@@ -26,6 +26,7 @@ use tokio::{
 
 use crate::{
     ledger::{Dropped, Ledger, Move},
+    records::Receipt,
     retry::{self, Pace},
     signal::Signal,
 };
@@ -50,6 +51,7 @@ pub(crate) struct Batch {
     body: Bytes,
     items: u64,
     stream: Option<u64>,
+    receipt: Option<Receipt>,
 }
 
 impl Batch {
@@ -61,13 +63,25 @@ impl Batch {
         let mut body = body.expect("invariant: writing into a Vec cannot fail");
         // A batch may wait for minutes: half of a Vec's growth would be bytes that no bound counts.
         body.shrink_to_fit();
-        Self { body: body.into(), items, stream: None }
+        Self { body: body.into(), items, stream: None, receipt: None }
     }
 
     /// Keeps the order among the batches of one stream: while one of them waits for another attempt, the later
     /// ones wait too. Batches without a stream wait for nobody.
     pub(crate) fn in_stream(self, stream: u64) -> Self {
         Self { stream: Some(stream), ..self }
+    }
+
+    /// Settles `receipt` when the collector has taken the batch or refused it. Until then it is kept whatever its
+    /// age, since its origin waits for it and bounds how many there are.
+    pub(crate) fn with_receipt(self, receipt: Receipt) -> Self {
+        Self { receipt: Some(receipt), ..self }
+    }
+
+    fn settle(&self) {
+        if let Some(receipt) = &self.receipt {
+            receipt.settle();
+        }
     }
 
     /// The gzip body.
@@ -354,7 +368,8 @@ impl Outbox {
     fn expire(&self, lines: &mut Lines) {
         for origin in [Origin::Own, Origin::App] {
             let line = lines.line(origin);
-            while line.entries.front().is_some_and(|entry| entry.queued.elapsed() > AGE_MAX) {
+            let is_old = |entry: &Entry| entry.queued.elapsed() > AGE_MAX && entry.batch.receipt.is_none();
+            while line.entries.front().is_some_and(is_old) {
                 let Some(oldest) = line.pop() else { break };
                 self.count(&oldest, Move::Dropped(Dropped::TooOld));
             }
@@ -440,6 +455,7 @@ impl Parcel<'_> {
         lines.answered();
         let line = lines.line(self.origin);
         (line.rest, line.failures) = (None, 0);
+        entry.batch.settle();
         self.outbox.count(&entry.batch, Move::Sent { rejected });
     }
 
@@ -450,6 +466,7 @@ impl Parcel<'_> {
         lines.answered();
         let line = lines.line(self.origin);
         (line.rest, line.failures) = (None, 0);
+        entry.batch.settle();
         self.outbox.count(&entry.batch, Move::Dropped(Dropped::Refused));
     }
 
@@ -481,7 +498,8 @@ impl Parcel<'_> {
                 line.rest = Some(Rest::new(now, pause(line.failures)));
                 entry.rest = Some(Rest::new(now, pause(entry.attempts)));
                 let since = *entry.put_off.get_or_insert(now);
-                if now.saturating_duration_since(since) >= retry::PUT_OFF_MAX {
+                let is_kept = entry.batch.receipt.is_some();
+                if now.saturating_duration_since(since) >= retry::PUT_OFF_MAX && !is_kept {
                     return outbox.count(&entry.batch, Move::Dropped(Dropped::RetriesExhausted));
                 }
             }

@@ -30,6 +30,7 @@ use crate::{
     pipeline::Pipeline,
     pump::Pump,
     receiver::{AppSeries, Receiver},
+    records,
     reporter::Reporter,
     retry::Pace,
     scrape::{self, Scraper, Sink},
@@ -156,11 +157,11 @@ impl Service {
         let Self { interval, scraper, ledger, pace, flush_timeout, .. } = self;
         let (identity, told) = watch::channel(None);
         let (receiver_stop, scraper_stop) = (Stop::new(), Stop::new());
-        let (pump_stop, reporter_stop) = (Stop::new(), Stop::new());
+        let (pump_stop, reporter_stop, acknowledger_stop) = (Stop::new(), Stop::new(), Stop::new());
         let mut reporting = JoinSet::new();
         reporting.spawn(reporter.run(reporter_stop.told()));
         let (mut receiving, mut pumping, mut sending) = (JoinSet::new(), JoinSet::new(), JoinSet::new());
-        let mut scraping = JoinSet::new();
+        let (mut scraping, mut acknowledging) = (JoinSet::new(), JoinSet::new());
         let outboxes = Outboxes::new(|signal| {
             let ledger = Arc::clone(&ledger);
             match &endpoints[signal.index()] {
@@ -179,6 +180,14 @@ impl Service {
             let sink = sink(Arc::clone(outboxes.of(Signal::Metrics)));
             let (told, stop) = (told.clone(), scraper_stop.clone());
             scraping.spawn(scraper.run(told, sink, move || stop.told()));
+        }
+        let logs = Arc::clone(outboxes.of(Signal::Logs));
+        if logs.has_exporter() {
+            let socket = source.socket().to_owned();
+            let (reader, acknowledger) = records::halves(socket, told.clone(), logs, Arc::clone(&ledger));
+            // Its end is the pump's: what is left when both are told is sent.
+            pumping.spawn(reader.run(pump_stop.told()));
+            acknowledging.spawn(acknowledger.run(acknowledger_stop.told()));
         }
         if let Some(listener) = listener {
             let (ledger, series) = (Arc::clone(&ledger), Arc::clone(&series));
@@ -205,6 +214,8 @@ impl Service {
         while pumping.join_next().await.is_some() {}
         end_series(&series, outboxes.of(Signal::Metrics));
         flush(&outboxes, &mut sending, &ledger, flush_timeout).await;
+        acknowledger_stop.tell();
+        while acknowledging.join_next().await.is_some() {}
         reporter_stop.tell();
         while reporting.join_next().await.is_some() {}
     }

@@ -1,6 +1,10 @@
 //! Samples from the supervisor's Unix socket.
 
-use std::{io, path::PathBuf, time::Duration};
+use std::{
+    io,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use enclave_protocol::metrics::Sample;
@@ -50,6 +54,11 @@ impl Source {
     /// A source that has not connected yet.
     pub(crate) fn new(socket: PathBuf) -> Self {
         Self { socket, link: None, known: None }
+    }
+
+    /// Where the supervisor is asked.
+    pub(crate) fn socket(&self) -> &Path {
+        &self.socket
     }
 
     /// The supervisor's latest sample; none if it is still the one that came last.

@@ -6,11 +6,14 @@
 
 use super::cursor::{Cursor, Mapping};
 use super::not_in_force::named;
-use super::plugin::{Checked, Plugin, PluginKind, TELEMETRY};
+use super::plugin::{Checked, Plugin, PluginKind};
 use crate::control::{Condition, LogRoute};
+use crate::exporter::Settings;
 
 /// The telemetry plugin's variable with the collector's address.
 const EXPORTER_URL: &str = "EXPORTER_URL";
+/// The place of logs among the signals.
+const LOGS: usize = 1;
 /// Name of the supervisor in conditions.
 const SUPERVISOR: &str = "supervisor";
 
@@ -109,11 +112,18 @@ fn route(written: Option<&Written<'_>>, default: LogRoute) -> LogRoute {
     written.map_or(default, |written| written.route)
 }
 
-/// Where the telemetry plugin sends.
-fn exporter<'p>(mut plugins: impl Iterator<Item = &'p Plugin>) -> Option<&'p str> {
-    let telemetry =
-        plugins.find(|plugin| plugin.kind == PluginKind::Telemetry && plugin.name == TELEMETRY)?;
-    telemetry.env.iter().find(|(name, _)| name == EXPORTER_URL).map(|(_, url)| url.as_str())
+/// Whether the telemetry plugin sends log records over TLS; none when it sends none.
+fn exporter<'p>(mut plugins: impl Iterator<Item = &'p Plugin>) -> Option<bool> {
+    let telemetry = plugins.find(|plugin| plugin.kind == PluginKind::Telemetry)?;
+    let mut settings = Settings::default();
+    for (name, value) in &telemetry.env {
+        // Mistakes were reported where the variables were checked.
+        settings.take(name, value).ok();
+    }
+    let own = telemetry.env.iter().find(|(name, _)| name == EXPORTER_URL);
+    let own = own.map(|(_, url)| url.starts_with("https://"));
+    let only = settings.endpoint.only(LOGS).map(|url| url.tls);
+    only.or(own).or_else(|| settings.endpoint.all().map(|url| url.tls))
 }
 
 /// Says whose records the host does not get because they leave by OTLP, and whether it can read them on their
@@ -128,7 +138,7 @@ pub(super) fn conditions(plugins: &[Plugin], supervisor: LogRoute) -> Vec<Condit
         "LogsByOtlp",
         format!("log records of {sources} are sent by the telemetry plugin; the host gets none of them"),
     );
-    let in_clear = exporter(plugins.iter()).is_some_and(|url| !url.starts_with("https://"));
+    let in_clear = exporter(plugins.iter()) == Some(false);
     let in_clear = in_clear.then(|| {
         let message = "log records leave the enclave in clear, since EXPORTER_URL is not https: the host can \
                        read them on their way";

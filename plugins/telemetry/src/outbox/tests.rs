@@ -4,13 +4,13 @@ use proptest::prelude::*;
 use tokio::time::{advance, timeout};
 
 use super::*;
-use crate::ledger::Account;
+use crate::{ledger::Account, records::Window};
 
 const SECOND: Duration = Duration::from_secs(1);
 
 /// A batch of one item whose body says which it is.
 fn batch(byte: u8, len: usize) -> Batch {
-    Batch { body: vec![byte; len].into(), items: 1, stream: Some(SUPERVISOR) }
+    Batch { body: vec![byte; len].into(), items: 1, stream: Some(SUPERVISOR), receipt: None }
 }
 
 fn app(byte: u8) -> Batch {
@@ -78,6 +78,27 @@ async fn a_batch_that_nobody_would_look_back_for_is_dropped_and_counted() {
     advance(AGE_MAX / 2 + SECOND).await;
     assert_eq!(drain(&outbox).await, [3]);
     assert_eq!(outbox.account().dropped(Dropped::TooOld), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_batch_that_its_origin_waits_for_is_kept_until_the_collector_takes_or_refuses_it() {
+    let (outbox, window) = (outbox(), Arc::new(Window::default()));
+    let settled = || window.subscribe().borrow().settled;
+    outbox.push(batch(1, 10).with_receipt(window.enter(5)));
+    advance(2 * AGE_MAX).await;
+    for _ in 0..3 {
+        next(&outbox).await.unwrap().1.retry(Setback::Status(Some(Duration::ZERO)));
+        advance(2 * retry::PUT_OFF_MAX).await;
+    }
+    assert_eq!((outbox.account().dropped_total(), settled()), (0, 0));
+    assert_eq!(drain(&outbox).await, [1]);
+    assert_eq!(settled(), 5);
+    outbox.push(batch(2, 10).with_receipt(window.enter(9)));
+    next(&outbox).await.unwrap().1.refused();
+    assert_eq!((outbox.account().dropped(Dropped::Refused), settled()), (1, 9));
+    outbox.push(batch(3, 10).with_receipt(window.enter(12)));
+    outbox.discard(Dropped::Shutdown);
+    assert_eq!(settled(), 9, "what is given up at the end is the supervisor's to count");
 }
 
 #[tokio::test(start_paused = true)]
@@ -261,11 +282,14 @@ async fn play(steps: Vec<Step>) {
         match step {
             Step::Push { items, bytes, stream } => {
                 let body = vec![0; bytes].into();
-                outbox.push(Batch { body, items, stream: Some(stream) });
+                outbox.push(Batch { body, items, stream: Some(stream), receipt: None });
                 produced += items;
             }
             Step::Offer { items, bytes } => {
-                if outbox.offer(Batch { body: vec![0; bytes].into(), items, stream: None }).is_ok() {
+                if outbox
+                    .offer(Batch { body: vec![0; bytes].into(), items, stream: None, receipt: None })
+                    .is_ok()
+                {
                     produced += items;
                 }
             }
