@@ -5,14 +5,14 @@ use std::{
     net::{SocketAddr, TcpListener, TcpStream},
     sync::{
         Arc, Condvar, Mutex,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     thread,
 };
 
 use crate::{
-    otlp::{self, Point},
-    patience::Deadline,
+    otlp::{self, LogRecord, Point},
+    patience::{Deadline, eventually},
 };
 
 /// One request.
@@ -24,8 +24,13 @@ struct Export {
 
 #[derive(Default)]
 struct Received {
+    /// Those of metrics.
     exports: Mutex<Vec<Export>>,
+    logs: Mutex<Vec<Export>>,
     more: Condvar,
+    /// Log records are to come again later.
+    refuses: AtomicBool,
+    refused: AtomicUsize,
     closed: AtomicBool,
 }
 
@@ -35,6 +40,8 @@ pub(crate) struct Collector {
     received: Arc<Received>,
     /// The points of each export so far.
     decoded: Vec<Vec<Point>>,
+    log_records: Vec<LogRecord>,
+    logs_decoded: usize,
 }
 
 impl Collector {
@@ -52,7 +59,7 @@ impl Collector {
                 thread::spawn(move || serve(stream.unwrap(), &keep));
             }
         });
-        Self { address, received, decoded: Vec::new() }
+        Self { address, received, decoded: Vec::new(), log_records: Vec::new(), logs_decoded: 0 }
     }
 
     /// How many exports have arrived.
@@ -91,6 +98,32 @@ impl Collector {
     pub(crate) fn points(&mut self) -> Vec<Point> {
         self.decode();
         self.decoded.concat()
+    }
+
+    /// Every log record so far.
+    pub(crate) fn log_records(&mut self) -> Vec<LogRecord> {
+        let new = self.received.logs.lock().unwrap()[self.logs_decoded..].to_vec();
+        self.logs_decoded += new.len();
+        self.log_records.extend(new.iter().flat_map(|export| otlp::decode_logs(&export.body)));
+        self.log_records.clone()
+    }
+
+    /// Waits until the log records so far have an answer.
+    pub(crate) fn until_logs<T>(&mut self, what: &str, find: impl Fn(&[LogRecord]) -> Option<T>) -> T {
+        eventually(what, || find(&self.log_records()))
+    }
+
+    /// Whether exports of log records are to be sent again later, and are not kept.
+    pub(crate) fn refuse(&self, refuses: bool) {
+        self.received.refuses.store(refuses, Ordering::Relaxed);
+    }
+
+    /// Waits until `more` exports of log records were refused.
+    pub(crate) fn until_refused(&self, more: usize) {
+        let wanted = self.received.refused.load(Ordering::Relaxed) + more;
+        eventually("refused exports", || {
+            (self.received.refused.load(Ordering::Relaxed) >= wanted).then_some(())
+        });
     }
 
     fn decode(&mut self) {
@@ -132,9 +165,17 @@ fn serve(stream: TcpStream, received: &Received) {
         if reader.read_exact(&mut body).is_err() {
             return;
         }
-        received.exports.lock().unwrap().push(Export { head, body });
+        let is_logs = head.starts_with("POST /v1/logs HTTP/1.1\r\n");
+        let refuses = is_logs && received.refuses.load(Ordering::Relaxed);
+        let status = if refuses { "503 Service Unavailable" } else { "200 OK" };
+        match (is_logs, refuses) {
+            (_, true) => drop(received.refused.fetch_add(1, Ordering::Relaxed)),
+            (true, false) => received.logs.lock().unwrap().push(Export { head, body }),
+            (false, false) => received.exports.lock().unwrap().push(Export { head, body }),
+        }
         received.more.notify_all();
-        let answer = b"HTTP/1.1 200 OK\r\ncontent-type: application/x-protobuf\r\ncontent-length: 0\r\n\r\n";
-        reader.get_mut().write_all(answer).ok();
+        let answer =
+            format!("HTTP/1.1 {status}\r\ncontent-type: application/x-protobuf\r\ncontent-length: 0\r\n\r\n");
+        reader.get_mut().write_all(answer.as_bytes()).ok();
     }
 }

@@ -26,6 +26,7 @@ mod groups;
 mod host;
 mod isolation;
 mod limits;
+mod log_export;
 mod logs;
 mod main_path;
 mod manifests;

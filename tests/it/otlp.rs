@@ -24,6 +24,16 @@ pub(crate) struct Point {
     pub(crate) resource: BTreeMap<String, String>,
 }
 
+/// One log record with what stands around it.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct LogRecord {
+    pub(crate) body: String,
+    pub(crate) severity: u32,
+    pub(crate) time: u64,
+    pub(crate) attributes: BTreeMap<String, String>,
+    pub(crate) resource: BTreeMap<String, String>,
+}
+
 /// A message in protoc's text format.
 #[derive(Debug, Default)]
 struct Message(Vec<(String, Field)>);
@@ -36,12 +46,36 @@ enum Field {
 
 /// Every data point of a gzip-compressed export.
 pub(crate) fn decode(body: &[u8]) -> Vec<Point> {
+    points(&message("ExportMetricsServiceRequest", body))
+}
+
+/// Every log record of a gzip-compressed export.
+pub(crate) fn decode_logs(body: &[u8]) -> Vec<LogRecord> {
+    let mut records = Vec::new();
+    for group in message("ExportLogsServiceRequest", body).all("resource_logs") {
+        let resource = group.all("resource").next().map(attributes).unwrap_or_default();
+        for record in group.all("scope_logs").flat_map(|scope| scope.all("log_records")) {
+            let number = |name| record.text(name).map_or(0, |text| text.parse().unwrap());
+            let body = record.all("body").next().and_then(|body| body.text("string_value"));
+            records.push(LogRecord {
+                body: body.unwrap_or_default(),
+                severity: u32::try_from(number("severity_number")).unwrap(),
+                time: number("time_unix_nano"),
+                attributes: attributes(record),
+                resource: resource.clone(),
+            });
+        }
+    }
+    records
+}
+
+fn message(kind: &str, body: &[u8]) -> Message {
     let plain = filter(Command::new("gzip").arg("-dc"), body);
     let proto = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it");
     let mut protoc = Command::new("protoc");
-    protoc.arg("--decode=otlp.ExportMetricsServiceRequest").arg("--proto_path").arg(proto).arg("otlp.proto");
+    protoc.arg(format!("--decode=otlp.{kind}")).arg("--proto_path").arg(proto).arg("otlp.proto");
     let text = String::from_utf8(filter(&mut protoc, &plain)).unwrap();
-    points(&Message::parse(&mut text.lines()))
+    Message::parse(&mut text.lines())
 }
 
 fn filter(command: &mut Command, input: &[u8]) -> Vec<u8> {
@@ -96,7 +130,8 @@ fn number(message: &Message, name: &str) -> Option<f64> {
 fn attributes(message: &Message) -> BTreeMap<String, String> {
     let pair = |attribute: &Message| {
         let value = attribute.all("value").next().expect("every attribute has a value");
-        (attribute.text("key").unwrap(), value.text("string_value").expect("our attributes are strings"))
+        let value = value.text("string_value").or_else(|| value.text("int_value"));
+        (attribute.text("key").unwrap(), value.expect("our attributes are strings and whole numbers"))
     };
     let pairs: Vec<_> = message.all("attributes").map(pair).collect();
     let map: BTreeMap<_, _> = pairs.iter().cloned().collect();

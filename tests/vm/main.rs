@@ -15,6 +15,7 @@
 #[expect(dead_code, reason = "the process tests use more of it")]
 mod client;
 #[path = "../it/collector.rs"]
+#[expect(dead_code, reason = "the process tests use more of it")]
 mod collector;
 #[path = "../it/otlp.rs"]
 mod otlp;
