@@ -6,6 +6,7 @@
 
 use std::{
     collections::{BTreeMap, VecDeque},
+    ops::Bound,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
@@ -177,7 +178,8 @@ impl Rings {
         let mut previous = after.max(inner.acknowledged);
         let mut bytes = 0;
         let mut records = Vec::new();
-        for (seq, record) in inner.records.range(previous + 1..) {
+        // Whatever number a reader names: nothing follows the highest one.
+        for (seq, record) in inner.records.range((Bound::Excluded(previous), Bound::Unbounded)) {
             if bytes > bytes_max {
                 break;
             }
@@ -368,6 +370,7 @@ mod tests {
         assert_eq!(rings.acknowledged(), 4);
         rings.push(&line("a", b"x"));
         assert_eq!(seqs(&rings.read(0, usize::MAX)), [(5, 0)]);
+        assert_eq!(rings.read(u64::MAX, usize::MAX), [], "the highest number has no next");
     }
 
     #[test]
