@@ -93,7 +93,7 @@ impl Batch {
     /// A request that is compressed already.
     pub(crate) fn compressed(mut body: Vec<u8>, items: u64) -> Self {
         body.shrink_to_fit();
-        Self { body: body.into(), items, stream: None }
+        Self { body: body.into(), items, stream: None, receipt: None }
     }
 }
 
