@@ -173,7 +173,8 @@ pub(crate) fn children(pid: i32) -> Vec<Entry> {
     table().into_iter().filter(|entry| entry.parent == pid).collect()
 }
 
-fn descendants(pid: i32) -> Vec<i32> {
+/// All processes below a process.
+pub(crate) fn descendants(pid: i32) -> Vec<i32> {
     let table = table();
     let mut found = vec![pid];
     let mut at = 0;

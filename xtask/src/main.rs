@@ -9,6 +9,7 @@ mod deny;
 mod failure;
 mod old_kernel;
 mod packages;
+mod peers;
 mod stages;
 mod stopwatch;
 mod terminal;
@@ -31,6 +32,9 @@ enum Task {
     Test(stages::Options),
     /// Measures the release build.
     Bench(bench::Options),
+    /// Builds the real Collector, Prometheus, prometheus-adapter and Kubernetes control plane for the tests,
+    /// and prints where they are.
+    Peers(peers::Options),
     /// Runs a command without the system calls that are younger than Linux 4.14.
     #[command(hide = true)]
     OldKernel(old_kernel::Options),
@@ -41,6 +45,7 @@ fn run(task: Task) -> Result<ExitCode, Failure> {
         Task::Demo(options) => demo::run(&options),
         Task::Test(options) => stages::run(&options).map(|()| ExitCode::SUCCESS),
         Task::Bench(options) => bench::run(&options).map(|()| ExitCode::SUCCESS),
+        Task::Peers(options) => peers::run(&options).map(|()| ExitCode::SUCCESS),
         Task::OldKernel(options) => Err(old_kernel::run(&options)),
     }
 }

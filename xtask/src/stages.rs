@@ -1,12 +1,14 @@
 //! `cargo xtask test`: the stages of CI, in order, each under a heading.
 
-use std::path::PathBuf;
+#![expect(clippy::disallowed_types, reason = "as the module `cargo`")]
+
+use std::{path::PathBuf, process::Command};
 
 use crate::{
     binaries::{self, Profile},
     cargo, deny,
     failure::Failure,
-    old_kernel, packages,
+    old_kernel, packages, peers,
     stopwatch::Stopwatch,
     terminal,
     tool::Tool,
@@ -27,6 +29,14 @@ const IMAGE_TOOL_VARIABLE: &str = "ENCLAVE_TEST_IMAGE_TOOL";
 const VHOST_VARIABLE: &str = "ENCLAVE_TEST_VHOST_DEVICE_VSOCK";
 /// A directory whose `run-eif` boots image files on a machine that is like Nitro, where there is one.
 const LAB_VARIABLE: &str = "ENCLAVE_TEST_LAB";
+/// Why the real programs beside ours are not at hand, for the tests that need them.
+const PEERS_NOT_HERE_VARIABLE: &str = "ENCLAVE_TEST_PEERS_NOT_HERE";
+/// The path of Debian's `prometheus-node-exporter`, whose readings are compared with ours.
+const NODE_EXPORTER_VARIABLE: &str = "ENCLAVE_TEST_PEER_NODE_EXPORTER";
+/// Its package. Installing it would start a service.
+const NODE_EXPORTER: &str = "prometheus-node-exporter";
+/// Set to `true` by every CI: there nothing may be left out.
+const CI_VARIABLE: &str = "CI";
 /// Where such a directory is looked for beside the repository, when the variable names none.
 const LAB_BESIDE: &str = "../shared/lab";
 
@@ -66,6 +76,7 @@ pub(crate) fn run(options: &Options) -> Result<(), Failure> {
     let binaries = binaries::build(Profile::Demo)?;
     let image_tool = binaries::build_image_tool()?;
     let vhost = VHOST_DEVICE_VSOCK.program()?;
+    let peers = Peers::find(options.filter.is_none());
     if options.filter.is_none() {
         let watch = Stopwatch::start();
         terminal::heading(&format!("{}/{count} process tests as on Linux 4.14", count - 1));
@@ -82,8 +93,69 @@ pub(crate) fn run(options: &Options) -> Result<(), Failure> {
     if let Some(lab) = lab() {
         test.env(LAB_VARIABLE, lab);
     }
+    peers.tell(&mut test);
     // Nothing is said after it: the output ends with cargo's own summary.
-    cargo::run(&mut test)
+    cargo::run(&mut test)?;
+    if options.filter.is_none() { peers.confess() } else { Ok(()) }
+}
+
+/// The programs of the tier `tests/peers`, or why it does not run.
+struct Peers {
+    built: peers::Built,
+    node_exporter: Option<PathBuf>,
+    not_here: Option<Failure>,
+}
+
+impl Peers {
+    /// Builds them for a whole run. One that filters tests takes what has been built before: nobody who asked
+    /// for one test waits a quarter of an hour.
+    fn find(is_whole: bool) -> Self {
+        let built = if !nix::unistd::geteuid().is_root() {
+            Err(Failure::new("not root: the tests put the programs into a network namespace"))
+        } else if is_whole {
+            peers::ensure_all().and_then(|built| Ok((built, node_exporter()?)))
+        } else {
+            let built = peers::cached();
+            let why = || Failure::new("not built yet: `cargo xtask peers` does");
+            if built.is_complete() { node_exporter().map(|exporter| (built, exporter)) } else { Err(why()) }
+        };
+        match built {
+            Ok((built, exporter)) => Self { built, node_exporter: Some(exporter), not_here: None },
+            Err(failure) => {
+                Self { built: peers::Built::default(), node_exporter: None, not_here: Some(failure) }
+            }
+        }
+    }
+
+    fn tell(&self, test: &mut Command) {
+        self.built.tell(test);
+        if let Some(path) = &self.node_exporter {
+            test.env(NODE_EXPORTER_VARIABLE, path);
+        }
+        if let Some(why) = &self.not_here {
+            test.env(PEERS_NOT_HERE_VARIABLE, why.to_string().replace('\n', "; "));
+        }
+    }
+
+    /// Where the tier did not run, the last lines of the output name it, within a summary of cargo's; in CI
+    /// that is a failure.
+    fn confess(&self) -> Result<(), Failure> {
+        let Some(why) = &self.not_here else { return Ok(()) };
+        if std::env::var(CI_VARIABLE).is_ok_and(|ci| ci == "true") {
+            return Err(Failure::new(format!("tests/peers did not run, and {CI_VARIABLE}=true: {why}")));
+        }
+        terminal::say(
+            "\nnot run: tests/peers, the tests with the real Collector, Prometheus and Kubernetes:",
+        );
+        let mut test = cargo::cargo();
+        test.args(["test", "--quiet", "--locked", "--test", "peers", "the_real_programs_are_at_hand"]);
+        self.tell(&mut test);
+        cargo::run(&mut test)
+    }
+}
+
+fn node_exporter() -> Result<PathBuf, Failure> {
+    Ok(packages::unpack(&[NODE_EXPORTER])?.join("usr/bin").join(NODE_EXPORTER))
 }
 
 fn system_packages() -> Result<(), Failure> {
