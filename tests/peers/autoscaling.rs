@@ -19,6 +19,11 @@ use crate::{
 };
 
 const NAME: &str = "hello-fastapi";
+/// What one enclave should use, in place of the vendor's five bytes.
+const SENSIBLE: &str = "100Mi";
+/// What hello allocates: with the 20 to 40 MiB of an enclave's programs the sum over three enclaves is
+/// within the HPA's tolerance of three times [`SENSIBLE`].
+const ALLOCATED_MIB: u32 = 220;
 /// Longest time from a change inside an enclave to the change of spec.replicas that it causes.
 const REACTION_PATIENCES: usize = 3;
 
@@ -159,6 +164,25 @@ fn vendor(name: &str) -> String {
 
 fn pod(number: usize) -> String {
     format!("{NAME}-{number}")
+}
+
+#[test]
+fn the_vendors_documents_reach_their_maximum_and_with_a_sensible_target_follow_the_enclaves_memory() {
+    let Some(cluster) = Cluster::enter() else { return };
+    let mut controller = Controller::start(cluster, false);
+    let hpa = fs::read_to_string(example("hpa-memory.yaml")).unwrap();
+    cluster.apply(&hpa);
+    controller.until(3);
+
+    let sensible = hpa.replace("averageValue: \"5\"", &format!("averageValue: {SENSIBLE}"));
+    assert_ne!(sensible, hpa);
+    cluster.apply(&sensible);
+    controller.until(1);
+
+    assert_eq!(controller.enclaves[0].ask("GET", &format!("/alloc?mib={ALLOCATED_MIB}")).status, 200);
+    controller.until(3);
+    assert_eq!(controller.enclaves[0].ask("DELETE", "/alloc").status, 200);
+    controller.until(1);
 }
 
 #[test]

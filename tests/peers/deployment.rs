@@ -15,6 +15,7 @@ use serde_json::{Value, json};
 use crate::{
     backend::Backend,
     boundary::Boundary,
+    client::{Answer, exchange},
     enclave::{Enclave, How, Killer},
     patience::PATIENCE,
     process::Process,
@@ -101,6 +102,11 @@ impl Deployment {
         deployment
     }
 
+    /// A request to hello, through the host's port.
+    pub(crate) fn ask(&self, method: &str, path: &str) -> Answer {
+        ask(self.host_port, method, path, "")
+    }
+
     /// Asks host-proxy to stop and waits for both ends.
     pub(crate) fn stop(&mut self) -> (ExitStatus, ExitStatus) {
         self.proxy.signal(Signal::SIGTERM);
@@ -114,6 +120,12 @@ pub(crate) fn try_ask(port: u16, method: &str, path: &str) -> std::io::Result<()
     stream.set_read_timeout(Some(2 * PATIENCE))?;
     write!(stream, "{method} {path} HTTP/1.1\r\nhost: h\r\nconnection: close\r\n\r\n")?;
     stream.read_to_end(&mut Vec::new()).map(drop)
+}
+
+fn ask(port: u16, method: &str, path: &str, headers: &str) -> Answer {
+    let stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    exchange(stream, &format!("{method} {path} HTTP/1.1\r\nhost: h\r\nconnection: close\r\n{headers}"), b"")
 }
 
 fn next_port() -> u16 {
