@@ -1,6 +1,6 @@
-//! The CPU time of one sample of an enclave with many plugins, each in a control group of its own with a process:
-//! `sample_cost [PLUGINS] [SAMPLES]`, as root. Prints one line of JSON. It measures reading and making the families,
-//! as the supervisor does them at every sample; `cargo xtask bench` runs it.
+//! The CPU time of one sample of an enclave with many plugins, each in a control group of its own with a
+//! process: `sample_cost [PLUGINS] [SAMPLES]`, as root. Prints one line of JSON. It measures reading and
+//! making the families, as the supervisor does them at every sample; `cargo xtask bench` runs it.
 
 use std::{collections::BTreeMap, io::Write as _, time::Duration};
 
@@ -121,8 +121,8 @@ fn main() -> std::io::Result<()> {
     let peak = getrusage(UsageWho::RUSAGE_SELF).map_or(0, |usage| usage.max_rss());
     writeln!(
         std::io::stdout(),
-        "{{\"plugins\":{count},\"samples\":{samples},\"points\":{points},\"cpuMillisMedian\":{:.3},\"cpuMillisMin\":{:.3},\
-         \"cpuMillisP90\":{:.3},\"maxRssKib\":{peak}}}",
+        "{{\"plugins\":{count},\"samples\":{samples},\"points\":{points},\
+         \"cpuMillisMedian\":{:.3},\"cpuMillisMin\":{:.3},\"cpuMillisP90\":{:.3},\"maxRssKib\":{peak}}}",
         millis(samples / 2),
         millis(0),
         millis(samples * 9 / 10),

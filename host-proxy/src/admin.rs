@@ -4,7 +4,8 @@
 //! |---|---|
 //! | `GET /status` | a [`Report`] |
 //! | `GET /logs?follow=BOOL` | recent log records, then new ones, NDJSON |
-//! | `POST /drain?grace=SECONDS` | starts the drain and answers with a [`Report`] per change until the end, NDJSON |
+//! | `POST /drain?grace=SECONDS` | starts the drain and answers with a [`Report`] per change until the end,
+//! NDJSON |
 
 use std::{io, os::unix::fs::PermissionsExt, path::Path, sync::Arc};
 

@@ -3,8 +3,8 @@
 //! SHA-384 over the RFC 8785 canonical JSON of the checked model, so that comments, key order, YAML style and
 //! defaults that are written out make no difference.
 //!
-//! Inside: the deployment's name and namespace (every metric carries them), where log records go, per plugin in
-//! start order everything that decides what runs, with what, and what it may reach; destinations sorted,
+//! Inside: the deployment's name and namespace (every metric carries them), where log records go, per plugin
+//! in start order everything that decides what runs, with what, and what it may reach; destinations sorted,
 //! those of all plugins among each plugin's own.
 //!
 //! Files enter as the manifest names them: those of a `ConfigMap` by name, key and the SHA-384 of their

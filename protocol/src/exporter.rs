@@ -1,6 +1,7 @@
-//! The collector's address and the standard variables `OTEL_…`, as the manifest's check and the telemetry plugin
-//! both read them. Every variable is obeyed or refused: one without an effect would be a setting that somebody
-//! relies on. Values may be secret, so that no message repeats one, except an address without a password.
+//! The collector's address and the standard variables `OTEL_…`, as the manifest's check and the telemetry
+//! plugin both read them. Every variable is obeyed or refused: one without an effect would be a setting that
+//! somebody relies on. Values may be secret, so that no message repeats one, except an address without a
+//! password.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -195,7 +196,8 @@ pub struct Settings {
 }
 
 impl Settings {
-    /// Takes a variable in, or says why it cannot be obeyed. Variables that do not begin with `OTEL_` are others'.
+    /// Takes a variable in, or says why it cannot be obeyed. Variables that do not begin with `OTEL_` are
+    /// others'.
     pub fn take(&mut self, name: &str, value: &str) -> Result<(), String> {
         let Some(rest) = name.strip_prefix("OTEL_") else { return Ok(()) };
         let value = value.trim();
@@ -298,7 +300,8 @@ fn decoded(text: &str) -> Option<String> {
     String::from_utf8(bytes).ok()
 }
 
-/// Reads the headers of `OTEL_EXPORTER_OTLP_HEADERS`, or of a file with the same entries on one or more lines.
+/// Reads the headers of `OTEL_EXPORTER_OTLP_HEADERS`, or of a file with the same entries on one or more
+/// lines.
 pub fn headers(text: &str) -> Result<Headers, String> {
     let mut headers = Vec::new();
     for (index, (name, value)) in pairs(text)?.into_iter().enumerate() {

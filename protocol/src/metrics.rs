@@ -28,8 +28,8 @@ pub const LABEL_DEPLOYMENT: &str = "oblv_deployment_name";
 pub const LABEL_NED: &str = "ned_name";
 /// The manifest's `metadata.namespace`.
 pub const LABEL_NAMESPACE: &str = "namespace";
-/// Resource attribute: unique per enclave. Never a label of a point: Prometheus and the Collector make `instance`
-/// of it, and refuse a family whose points carry their own.
+/// Resource attribute: unique per enclave. Never a label of a point: Prometheus and the Collector make
+/// `instance` of it, and refuse a family whose points carry their own.
 pub const ATTRIBUTE_INSTANCE: &str = "service.instance.id";
 
 /// Resource attribute: the manifest's `metadata.namespace`.
@@ -50,8 +50,8 @@ pub struct Sample {
     pub started: Timestamp,
     /// On every point of every family.
     pub labels: BTreeMap<String, String>,
-    /// On the resource alone, by their OpenTelemetry names: [`ATTRIBUTE_INSTANCE`], and what the host tells of
-    /// the pod.
+    /// On the resource alone, by their OpenTelemetry names: [`ATTRIBUTE_INSTANCE`], and what the host tells
+    /// of the pod.
     #[serde(default)]
     pub resource: BTreeMap<String, String>,
     /// The families, each name once.
@@ -67,8 +67,8 @@ pub struct Family {
     pub help: String,
     /// What kind of number.
     pub kind: Kind,
-    /// The unit in UCUM (`s`, `By`, `{cpu}`), or empty: for a value whose name ends in its unit, and for the two
-    /// headline gauges, which Prometheus would rename to `…_ratio` for the unit `1`.
+    /// The unit in UCUM (`s`, `By`, `{cpu}`), or empty: for a value whose name ends in its unit, and for the
+    /// two headline gauges, which Prometheus would rename to `…_ratio` for the unit `1`.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub unit: String,
     /// The points; label sets are unique.

@@ -1,7 +1,8 @@
-//! The export report: what the telemetry plugin says of itself to the supervisor, so that a collector that takes
-//! nothing is seen in `status` and on host-proxy's page and not only at that collector.
+//! The export report: what the telemetry plugin says of itself to the supervisor, so that a collector that
+//! takes nothing is seen in `status` and on host-proxy's page and not only at that collector.
 //!
-//! The plugin is not trusted: the report has a fixed form, and its texts are cut and cleaned where they come in.
+//! The plugin is not trusted: the report has a fixed form, and its texts are cut and cleaned where they come
+//! in.
 
 use std::time::Duration;
 
@@ -27,7 +28,8 @@ pub const PREFIX: &str = "enclave_telemetry_";
 pub const EXPORT_FAILING: &str = "TelemetryExportFailing";
 /// Type of the condition of a telemetry plugin that does not report any more.
 pub const SILENT: &str = "TelemetrySilent";
-/// So many export intervals without a success, and with an error, are a failure; so many without a report a silence.
+/// So many export intervals without a success, and with an error, are a failure; so many without a report a
+/// silence.
 const INTERVALS: u32 = 3;
 /// The shortest time for either: one retry, or one restart of the plugin, is none.
 const FAILING_AFTER_MIN: Duration = Duration::from_secs(15);
@@ -255,7 +257,8 @@ pub fn error_text(error: &str) -> String {
     glance::cut(&glance::clean(&start), ERROR_CHARS_MAX)
 }
 
-/// The families of one signal, by the rows of the catalogue: produced, received, sent, retried, dropped, queued.
+/// The families of one signal, by the rows of the catalogue: produced, received, sent, retried, dropped,
+/// queued.
 fn counters(rows: [&Entry; 6], signal: &SignalReport) -> [Family; 6] {
     let [produced, received, sent, retried, dropped, queued] = rows;
     let by_reason = signal.dropped.by_reason();

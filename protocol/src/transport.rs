@@ -4,7 +4,8 @@
 //! |---|---|---|
 //! | host dials guest port P | connect (CID, P) | connect PATH, send `CONNECT P\n`, read `OK n\n` |
 //! | guest dials host port P | connect (host CID, P) | connect `PATH_P` |
-//! | guest listens | one socket per port | one socket at PATH plays the VMM and names the port of each stream |
+//! | guest listens | one socket per port | one socket at PATH plays the VMM and names the port of each stream
+//! |
 //! | host listens on P | socket on `VMADDR_CID_ANY`, the peer's CID checked | listen on `PATH_P` |
 
 use std::{

@@ -214,8 +214,8 @@ fn metrics(request: &Request<Incoming>, board: &Board) -> Response<Reply> {
     response
 }
 
-/// A sample with its entity tag. The telemetry plugin asks each second, and a sample of many plugins is half a
-/// megabyte.
+/// A sample with its entity tag. The telemetry plugin asks each second, and a sample of many plugins is half
+/// a megabyte.
 fn sample_json(request: &Request<Incoming>, sample: Option<&Sample>) -> Response<Reply> {
     // The labels come with the manifest, without a new reading.
     let tag = sample.map(|sample| format!("\"{}-{}\"", sample.time.0, sample.labels.len()));

@@ -9,9 +9,9 @@
 //! inits ─────────────▶ │        │ ── status, sample, events ──▶ board ──▶ host, plugins
 //! timer, sample tick ▶ └────────┘
 //! ```
-//! Order of the end: plugins (engine: users, services, telemetry, which first sends what is left of the records
-//! that leave by it) → their last output → those that have not left are counted → final status → the host has
-//! acknowledged status and logs, or 5 s have passed → the last inits are reaped → `net` → exit.
+//! Order of the end: plugins (engine: users, services, telemetry, which first sends what is left of the
+//! records that leave by it) → their last output → those that have not left are counted → final status → the
+//! host has acknowledged status and logs, or 5 s have passed → the last inits are reaped → `net` → exit.
 
 mod children;
 mod listener;
@@ -480,7 +480,8 @@ impl Driver {
         exit
     }
 
-    /// Tells the host how many log records the telemetry plugin has left behind, and nothing of what they say.
+    /// Tells the host how many log records the telemetry plugin has left behind, and nothing of what they
+    /// say.
     fn retire_export(&self) {
         let board = self.board();
         let left = board.logs.export.retire();

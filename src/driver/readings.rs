@@ -72,8 +72,8 @@ impl Children {
         self.plugins.iter().any(limited)
     }
 
-    /// The limit of a plugin that the out-of-memory killer struck before anybody was told that it is near. Once for
-    /// each such end.
+    /// The limit of a plugin that the out-of-memory killer struck before anybody was told that it is near.
+    /// Once for each such end.
     pub(super) fn untold_limit(&mut self, plugin: PluginId) -> Option<u64> {
         let slot = self.plugins.get_mut(plugin.0)?;
         let untold = std::mem::take(&mut slot.untold);

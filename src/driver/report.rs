@@ -77,8 +77,8 @@ pub(super) fn near_limit(filled: u64, limit: u64) -> String {
     format!("uses {} % of its memory limit of {} MiB", filled / 10, limit >> 20)
 }
 
-/// Tells the board and the log of a change. `more` says more of a spawn or a probe that failed than the engine
-/// knows.
+/// Tells the board and the log of a change. `more` says more of a spawn or a probe that failed than the
+/// engine knows.
 pub(super) fn publish(change: &Change, name: Option<&str>, more: Option<&str>, board: &Board, clock: Clock) {
     let message = match (change, more) {
         (Change::SpawnFailed { .. }, Some(failure)) => format!("could not be started: {failure}"),

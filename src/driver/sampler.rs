@@ -26,11 +26,11 @@ use crate::{
     },
 };
 
-/// From an accepted manifest to its first sample. CPU use needs two readings, and the headline is to be in the first
-/// export; a second has a hundred ticks for each CPU.
+/// From an accepted manifest to its first sample. CPU use needs two readings, and the headline is to be in
+/// the first export; a second has a hundred ticks for each CPU.
 const FIRST_SAMPLE: Duration = Duration::from_secs(1);
-/// Between two looks at the plugins' memory limits. A look is one short read for each limit, and one that comes too
-/// late says after the kill what should have been said before it.
+/// Between two looks at the plugins' memory limits. A look is one short read for each limit, and one that
+/// comes too late says after the kill what should have been said before it.
 const MEMORY_WATCH: Duration = Duration::from_secs(1);
 
 /// See the module.

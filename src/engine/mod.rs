@@ -38,13 +38,20 @@
 //!
 //! | actual ＼ desired | `Run` | `Finish` | `Stop` | `Abandon` |
 //! |---|---|---|---|---|
-//! | `Waiting` | spawned when its role and its dependencies allow | · (→ `Stopped` as the stop began) | · | · |
-//! | `Blocked` | for ever: a dependency failed for good | stays, so that status tells why it never ran | stays | · |
-//! | `Spawning` | asked for, not yet answered | the answer is awaited | the answer is awaited until it is given up | no longer awaited; a process that comes late is killed |
-//! | `Running` | runs and is probed; a failed startup or liveness probe ends the run as a turn does | runs on, is not started again; of its probes readiness alone is asked | → `PreStopping`, → `Terminating` with TERM, or → `Killing` if there is no time left | → `Killing` with KILL |
-//! | `PreStopping` | a probe ended it: TERM at `kill_at` | as under `Run` | TERM at `kill_at`, KILL where the limit leaves no time for it | · |
+//! | `Waiting` | spawned when its role and its dependencies allow | · (→ `Stopped` as the stop began) | · | ·
+//! |
+//! | `Blocked` | for ever: a dependency failed for good | stays, so that status tells why it never ran |
+//! stays | · |
+//! | `Spawning` | asked for, not yet answered | the answer is awaited | the answer is awaited until it is
+//! given up | no longer awaited; a process that comes late is killed |
+//! | `Running` | runs and is probed; a failed startup or liveness probe ends the run as a turn does | runs
+//! on, is not started again; of its probes readiness alone is asked | → `PreStopping`, → `Terminating` with
+//! TERM, or → `Killing` if there is no time left | → `Killing` with KILL |
+//! | `PreStopping` | a probe ended it: TERM at `kill_at` | as under `Run` | TERM at `kill_at`, KILL where the
+//! limit leaves no time for it | · |
 //! | `Terminating` | a probe ended it: KILL at `kill_at` | as under `Run` | KILL at `kill_at` | · |
-//! | `Killing` | awaited for ever: another run beside it would be worse | awaited | awaited until it is given up | no longer awaited (D state) |
+//! | `Killing` | awaited for ever: another run beside it would be worse | awaited | awaited until it is given
+//! up | no longer awaited (D state) |
 //! | `BackingOff` | spawned at `until` | · (→ `Stopped` as the stop began) | · | · |
 //! | `Completed`, `Failed` | for good | for good | for good | · |
 //! | `Stopped` | · | for good | for good | for good |
@@ -54,7 +61,8 @@
 //! `–`: ignored. An event about a run that is not the plugin's present one, or about a plugin that does not
 //! exist, is ignored in every state. After `End` every event is.
 //!
-//! | event | `Waiting` `Blocked` `BackingOff` | `Spawning` | `Running` | `PreStopping` `Terminating` `Killing` | `Completed` `Failed` `Stopped` |
+//! | event | `Waiting` `Blocked` `BackingOff` | `Spawning` | `Running` | `PreStopping` `Terminating`
+//! `Killing` | `Completed` `Failed` `Stopped` |
 //! |---|---|---|---|---|---|
 //! | `Spawned` | – | → `Running` (and on at once, by the table above) | – | – | – |
 //! | `SpawnFailed` | – | run ended: a failed run of no duration | – | – | – |

@@ -1,4 +1,5 @@
-//! Log records on their way out: captured from the plugins, kept in bounded rings, read, acknowledged. It knows no connection and no plugin's life.
+//! Log records on their way out: captured from the plugins, kept in bounded rings, read, acknowledged. It
+//! knows no connection and no plugin's life.
 
 pub mod capture;
 pub mod outlets;

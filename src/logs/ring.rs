@@ -24,7 +24,8 @@ pub(super) const RECORD_OVERHEAD: usize = 160;
 /// The source name of the supervisor's own records.
 pub const SUPERVISOR: &str = "supervisor";
 
-/// The records of all sources that go to one reader. Shared; every method is short and never waits for anything but its own lock.
+/// The records of all sources that go to one reader. Shared; every method is short and never waits for
+/// anything but its own lock.
 #[derive(Debug)]
 pub struct Rings {
     inner: Mutex<Inner>,
@@ -112,8 +113,8 @@ impl Rings {
         Self { inner: Mutex::default(), newest: watch::Sender::new(0), source_bytes_max }
     }
 
-    /// Gives what is kept to `other`, which has kept nothing yet, or to nobody, and begins the sequence again:
-    /// the reader has read nothing yet.
+    /// Gives what is kept to `other`, which has kept nothing yet, or to nobody, and begins the sequence
+    /// again: the reader has read nothing yet.
     pub(super) fn hand_over(&self, other: Option<&Self>) {
         let mut inner = self.lock();
         let mut moved = std::mem::take(&mut *inner);

@@ -1,4 +1,5 @@
-//! Turns readings into metric families, each made from its entry in the catalogue. Pure: data in, families out.
+//! Turns readings into metric families, each made from its entry in the catalogue. Pure: data in, families
+//! out.
 
 mod plugins;
 #[cfg(test)]
@@ -18,8 +19,8 @@ use crate::{control::board::Refusals, logs::ring::Totals};
 /// `/proc/stat` counts in 1/100 s, whatever the kernel's own tick is.
 const TICKS_PER_SECOND: f64 = 100.0;
 
-/// The enclave as a whole: the two headline metrics, what they are made from, and the node. `first` is the reading
-/// at the supervisor's start, `usage` the share of CPU time used since the reading before.
+/// The enclave as a whole: the two headline metrics, what they are made from, and the node. `first` is the
+/// reading at the supervisor's start, `usage` the share of CPU time used since the reading before.
 pub fn system(now: &Reading, first: Cpu, usage: Option<f64>) -> Vec<Family> {
     let memory = &now.memory;
     let number = |entry: &Entry, value: u64| entry.bare(value as f64);
@@ -70,8 +71,8 @@ fn stalled(now: &Reading) -> Family {
     enclave::PRESSURE.family(points.collect())
 }
 
-/// The vsock link as the node's and the pod's network, from what `net` counts. Without a report of `net` there are
-/// no points.
+/// The vsock link as the node's and the pod's network, from what `net` counts. Without a report of `net`
+/// there are no points.
 pub fn network(streams: &[Family]) -> Vec<Family> {
     let sum = |entry: &Entry| -> Option<f64> {
         let family = streams.iter().find(|family| family.name == entry.name)?;

@@ -1,4 +1,5 @@
-//! Readings of /proc and of control groups, and what becomes of them: one [`enclave_protocol::metrics::Sample`].
+//! Readings of /proc and of control groups, and what becomes of them: one
+//! [`enclave_protocol::metrics::Sample`].
 
 pub mod families;
 pub mod plugin;

@@ -14,8 +14,8 @@ use crate::{
 pub const NEAR_LIMIT: u64 = 900;
 /// And not any more below this: one that moves around the mark is told of once.
 pub const NEAR_LIMIT_OVER: u64 = 800;
-/// Every so many samples a plugin's [`Detail`] is read, each time that of another part of the plugins: it takes a
-/// look at every process.
+/// Every so many samples a plugin's [`Detail`] is read, each time that of another part of the plugins: it
+/// takes a look at every process.
 pub const DETAIL_EVERY: u64 = 4;
 /// Processes whose open files are counted. A plugin with more has no such number.
 pub const OPEN_FILES_PROCESSES_MAX: usize = 256;

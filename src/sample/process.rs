@@ -1,5 +1,5 @@
-//! CPU and memory of the plugins' processes, by walking /proc where there are no control groups; and what control
-//! groups do not count.
+//! CPU and memory of the plugins' processes, by walking /proc where there are no control groups; and what
+//! control groups do not count.
 //!
 //! A process belongs to a plugin when it is in the session of the plugin's leader, or descends from a process
 //! that does. A daemon that left the session and lost its parent belongs to nobody.

@@ -15,11 +15,11 @@ use crate::{
     },
 };
 
-/// Longest file read, in bytes: a line of `/proc/stat` for each of 200 CPUs. What is longer loses its last lines,
-/// which are those of interrupts.
+/// Longest file read, in bytes: a line of `/proc/stat` for each of 200 CPUs. What is longer loses its last
+/// lines, which are those of interrupts.
 const FILE_BYTES_MAX: usize = 16 << 10;
-/// Shortest time over which CPU use is measured: the kernel counts in ticks of 4 to 10 ms, and of fewer than twenty
-/// a share says little.
+/// Shortest time over which CPU use is measured: the kernel counts in ticks of 4 to 10 ms, and of fewer than
+/// twenty a share says little.
 pub const WINDOW_MIN: Duration = Duration::from_millis(200);
 /// The resources of pressure stall information, as the kernel's files are called.
 pub const RESOURCES: [&str; 3] = ["cpu", "memory", "io"];
@@ -64,10 +64,11 @@ pub struct Memory {
     pub total: u64,
     /// `MemFree`.
     pub free: u64,
-    /// `MemAvailable`: unlike `MemFree` plus caches it does not count the in-memory file system as reclaimable.
+    /// `MemAvailable`: unlike `MemFree` plus caches it does not count the in-memory file system as
+    /// reclaimable.
     pub available: u64,
-    /// `Inactive(file)`: page cache that has not been used for a while. Files in memory are not in it: those of
-    /// tmpfs are anonymous to the kernel, those of ramfs cannot be evicted.
+    /// `Inactive(file)`: page cache that has not been used for a while. Files in memory are not in it: those
+    /// of tmpfs are anonymous to the kernel, those of ramfs cannot be evicted.
     pub inactive_file: u64,
     /// `AnonPages`.
     pub anonymous: u64,
@@ -148,8 +149,8 @@ pub struct Window {
 }
 
 impl Window {
-    /// Takes the reading of a sample: the first one of all, and the share of CPU time used since the one before. Of
-    /// a window that is too short it is the share before; there is none before the second reading.
+    /// Takes the reading of a sample: the first one of all, and the share of CPU time used since the one
+    /// before. Of a window that is too short it is the share before; there is none before the second reading.
     pub fn take(&mut self, now: Moment, cpu: Cpu) -> (Cpu, Option<f64>) {
         let first = *self.first.get_or_insert(cpu);
         let (then, before) = *self.before.get_or_insert((now, cpu));
@@ -342,17 +343,23 @@ mod tests {
 
     #[test]
     fn a_file_written_into_memory_raises_the_usage_by_its_size_and_its_end_lowers_it() {
-        const BYTES: u64 = 64 << 20;
+        /// The kernel keeps freed pages aside for each CPU, up to some 30 MiB: they count as used.
+        const BYTES: u64 = 512 << 20;
+        const CHUNK: usize = 1 << 20;
         let path = std::path::Path::new("/dev/shm").join(format!("enclave-sample-{}", std::process::id()));
-        let file = vec![1; usize::try_from(BYTES).unwrap()];
-        // Others use memory meanwhile: sometimes not between two readings.
-        let raised = (0..200).any(|_| {
+        let chunk = vec![1; CHUNK];
+        let write = || -> std::io::Result<()> {
+            let mut file = std::fs::File::create(&path)?;
+            (0..BYTES / CHUNK as u64).try_for_each(|_| std::io::Write::write_all(&mut file, &chunk))
+        };
+        // Other processes take and give back memory meanwhile, but seldom so much between two readings.
+        let raised = (0..40).any(|_| {
             let before = Memory::now().unwrap();
-            std::fs::write(&path, &file).unwrap();
+            write().unwrap();
             let with = Memory::now().unwrap();
             std::fs::remove_file(&path).unwrap();
             let after = Memory::now().unwrap();
-            let near = |more: u64, less: u64| more.saturating_sub(less).abs_diff(BYTES) < BYTES / 50;
+            let near = |more: u64, less: u64| more.saturating_sub(less).abs_diff(BYTES) < BYTES / 10;
             near(with.usage(), before.usage())
                 && near(with.working_set(), before.working_set())
                 && near(before.available, with.available)

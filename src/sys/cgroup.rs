@@ -394,8 +394,8 @@ impl Cgroup {
         self.files.read()
     }
 
-    /// The part of its memory limit that is in use without what the kernel can easily take back, in thousandths,
-    /// once `from` of them are in use with it. None without a limit.
+    /// The part of its memory limit that is in use without what the kernel can easily take back, in
+    /// thousandths, once `from` of them are in use with it. None without a limit.
     pub fn memory_filled(&self, from: u64) -> Option<u64> {
         let most = self.limits.memory_bytes.filter(|most| *most > 0)?;
         let part = |bytes: u64| bytes.saturating_mul(1000) / most;

@@ -1,5 +1,5 @@
-//! A file of /proc or of a control group that is read again and again through one descriptor: the kernel makes its
-//! text anew for every read from the beginning.
+//! A file of /proc or of a control group that is read again and again through one descriptor: the kernel
+//! makes its text anew for every read from the beginning.
 
 use std::{fs::File, io, os::unix::fs::FileExt, path::Path, str};
 

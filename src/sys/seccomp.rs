@@ -2,10 +2,13 @@
 //!
 //! | asked for | answer |
 //! |---|---|
-//! | another architecture's call, or an x32 one | the process is killed: a filter by number would not see it |
-//! | `clone3` | ENOSYS: its flags are behind a pointer, which no filter reads; C libraries fall back to `clone` |
+//! | another architecture's call, or an x32 one | the process is killed: a filter by number would not see it
+//! |
+//! | `clone3` | ENOSYS: its flags are behind a pointer, which no filter reads; C libraries fall back to
+//! `clone` |
 //! | a call younger than this list | ENOSYS, so that programs fall back as on an older kernel |
-//! | `socket(AF_VSOCK)`, `io_uring_setup` | EPERM: the egress list would not be the only way out; it is a second way to make every other call |
+//! | `socket(AF_VSOCK)`, `io_uring_setup` | EPERM: the egress list would not be the only way out; it is a
+//! second way to make every other call |
 //! | anything else that Docker refuses | EPERM, as there |
 //!
 //! Source: moby `profiles/seccomp/default_linux.go` (28.x), with the calls that a capability opens.

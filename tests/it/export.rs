@@ -1,5 +1,5 @@
-//! Log records that leave by the telemetry plugin: whose they are, until when they are kept, and what the host
-//! sees of them. A shell stands for the telemetry plugin, the test for its reader.
+//! Log records that leave by the telemetry plugin: whose they are, until when they are kept, and what the
+//! host sees of them. A shell stands for the telemetry plugin, the test for its reader.
 
 use enclave_protocol::control::{LogRecord, Phase, PluginPhase};
 use serde_json::{Value, json};

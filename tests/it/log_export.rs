@@ -1,5 +1,5 @@
-//! Log records by OTLP, with the real telemetry plugin, host-proxy and a collector: what arrives, what the host
-//! sees, and what is left when something in between dies.
+//! Log records by OTLP, with the real telemetry plugin, host-proxy and a collector: what arrives, what the
+//! host sees, and what is left when something in between dies.
 
 use std::collections::BTreeMap;
 

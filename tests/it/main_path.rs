@@ -35,7 +35,8 @@ fn check_labels(points: &[Point]) {
         assert_eq!(label("oblv_deployment_name"), Some("hello-fastapi"), "{point:?}");
         assert_eq!(label("ned_name"), Some("hello-fastapi"), "{point:?}");
         assert_eq!(label("namespace"), Some("default"), "{point:?}");
-        // The Collector's Prometheus exporter makes both of the resource, and drops a family that has its own.
+        // The Collector's Prometheus exporter makes both of the resource, and drops a family that has its
+        // own.
         assert_eq!((label("instance"), label("job")), (None, None), "{point:?}");
         let instance = point.resource.get("service.instance.id");
         assert!(instance.is_some_and(|instance| !instance.is_empty()), "{point:?}");

@@ -11,8 +11,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// Longest time between two questions: a new sample is exported within a second. An answer that there is nothing new
-/// is a few bytes.
+/// Longest time between two questions: a new sample is exported within a second. An answer that there is
+/// nothing new is a few bytes.
 const POLL_MAX: Duration = Duration::from_secs(1);
 /// Before two samples have told: long, since what is not known yet is not late.
 const SAMPLE_INTERVAL_UNKNOWN: Duration = Duration::from_mins(1);
@@ -20,7 +20,8 @@ const SAMPLE_INTERVAL_UNKNOWN: Duration = Duration::from_mins(1);
 const SAMPLE_INTERVAL_MAX: Duration = Duration::from_mins(5);
 /// A sample older than this many periods is stale.
 const STALE_PERIODS: u32 = 3;
-/// So many samples without the headline are waited for: CPU usage needs two readings, the third sample has them.
+/// So many samples without the headline are waited for: CPU usage needs two readings, the third sample has
+/// them.
 const UNREADY_SAMPLES_MAX: u32 = 2;
 
 /// What to do now.
@@ -122,7 +123,8 @@ mod tests {
 
     use super::*;
 
-    /// What happens in so many milliseconds with these periods: the times of exports, the oldest sample exported.
+    /// What happens in so many milliseconds with these periods: the times of exports, the oldest sample
+    /// exported.
     struct Run {
         samples: Vec<u64>,
         exports: Vec<(u64, Due)>,

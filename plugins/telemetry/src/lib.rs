@@ -9,11 +9,11 @@
 //! supervisor.sock ─▶ records (those that leave by OTLP) ────────────────┘
 //! ```
 //!
-//! Shutdown order (SIGTERM or SIGINT): 1. the receiver closes, so that nothing new enters; 2. scrapes stop and
-//! each target's series end; 3. the pump takes one last sample and exports it; 4. the pump queues the
-//! `NO_RECORDED_VALUE` marker, while log records are read to the end of their feed; 5. the senders flush, five
-//! seconds at most; 6. what is left is counted and logged, and the supervisor is told which log records have
-//! arrived; exit code 0.
+//! Shutdown order (SIGTERM or SIGINT): 1. the receiver closes, so that nothing new enters; 2. scrapes stop
+//! and each target's series end; 3. the pump takes one last sample and exports it; 4. the pump queues the
+//! `NO_RECORDED_VALUE` marker, while log records are read to the end of their feed; 5. the senders flush,
+//! five seconds at most; 6. what is left is counted and logged, and the supervisor is told which log records
+//! have arrived; exit code 0.
 //!
 //! It knows nothing of vsock: the egress path is the enclave's business.
 

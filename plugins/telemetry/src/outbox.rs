@@ -33,8 +33,8 @@ use crate::{
 
 /// Ten minutes at the shortest useful interval, one second, and a scraped batch with each.
 pub(crate) const OWN_BATCHES_MAX: usize = 1024;
-/// Four minutes of 10,000 series every 15 s, of which a batch is 250 KiB; sixteen minutes of the supervisor's own
-/// families each second.
+/// Four minutes of 10,000 series every 15 s, of which a batch is 250 KiB; sixteen minutes of the supervisor's
+/// own families each second.
 pub(crate) const OWN_BYTES_MAX: usize = 4 << 20;
 /// Batches of all apps together.
 pub(crate) const APP_BATCHES_MAX: usize = 256;
@@ -66,14 +66,14 @@ impl Batch {
         Self { body: body.into(), items, stream: None, receipt: None }
     }
 
-    /// Keeps the order among the batches of one stream: while one of them waits for another attempt, the later
-    /// ones wait too. Batches without a stream wait for nobody.
+    /// Keeps the order among the batches of one stream: while one of them waits for another attempt, the
+    /// later ones wait too. Batches without a stream wait for nobody.
     pub(crate) fn in_stream(self, stream: u64) -> Self {
         Self { stream: Some(stream), ..self }
     }
 
-    /// Settles `receipt` when the collector has taken the batch or refused it. Until then it is kept whatever its
-    /// age, since its origin waits for it and bounds how many there are.
+    /// Settles `receipt` when the collector has taken the batch or refused it. Until then it is kept whatever
+    /// its age, since its origin waits for it and bounds how many there are.
     pub(crate) fn with_receipt(self, receipt: Receipt) -> Self {
         Self { receipt: Some(receipt), ..self }
     }
@@ -206,8 +206,8 @@ impl Line {
         Some(entry.batch)
     }
 
-    /// Of the batches that neither wait themselves nor stand behind one of their stream, the one that was tried
-    /// least often, so that none of them starves the others; or when to look again.
+    /// Of the batches that neither wait themselves nor stand behind one of their stream, the one that was
+    /// tried least often, so that none of them starves the others; or when to look again.
     fn take(&mut self, closed: bool, now: Instant) -> Result<Entry, Option<Instant>> {
         if let Some(end) = pending(self.rest, closed, now).filter(|_| !self.entries.is_empty()) {
             return Err(Some(end));

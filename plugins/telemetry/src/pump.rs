@@ -1,5 +1,5 @@
-//! The heart: asks for a sample, has it encoded when an export is due, queues it. One task, no state shared but
-//! counters.
+//! The heart: asks for a sample, has it encoded when an export is due, queues it. One task, no state shared
+//! but counters.
 
 use std::{collections::BTreeMap, future::Future, sync::Arc, time::Duration};
 
@@ -139,8 +139,8 @@ impl Pump {
         retry::doubled(BACKOFF_INITIAL, self.interval.min(BACKOFF_MAX), self.failures, retry::chance())
     }
 
-    /// The plugin's own counters, and the newest sample where it is due. What the supervisor tells of this plugin
-    /// would be the same counters a second time.
+    /// The plugin's own counters, and the newest sample where it is due. What the supervisor tells of this
+    /// plugin would be the same counters a second time.
     fn families(&self, due: Due) -> Vec<Family> {
         let mut families = self.ledger.families();
         let sample = self.latest.as_ref().filter(|_| due == Due::Sample);
@@ -156,7 +156,8 @@ impl Pump {
         let (mut export, surplus) = match self.encode(identity, families).await {
             Ok(encoded) => encoded,
             Err(error) => {
-                // Nothing from outside leads here; it would come back each interval, which is what it deserves.
+                // Nothing from outside leads here; it would come back each interval, which is what it
+                // deserves.
                 tracing::error!(error = chain(&error), "metrics could not be encoded");
                 return self.ledger.lost(Signal::Metrics, Dropped::Encoding, points);
             }
@@ -204,8 +205,8 @@ impl Pump {
         self.outbox.push(Batch::new(export.encode_to_vec(), otlp::count(export)).in_stream(SUPERVISOR));
     }
 
-    /// The last sample if it is a new one, then the marker that nothing will follow. The plugin's own counters ride
-    /// with the sample or not at all: alone they would only delay the marker.
+    /// The last sample if it is a new one, then the marker that nothing will follow. The plugin's own
+    /// counters ride with the sample or not at all: alone they would only delay the marker.
     async fn finish(mut self) {
         if let Ok(Ok(sample)) = timeout(LAST_FETCH_TIMEOUT, self.source.fetch()).await {
             self.answered(sample);

@@ -1,8 +1,8 @@
 //! Log records that the manifest sends by OTLP: read from the supervisor, sent in batches, acknowledged.
 //!
 //! At least once: the supervisor keeps a record until it is acknowledged, which is after the collector has
-//! taken it or has said that it never will. While the collector takes nothing, a few batches wait here and the
-//! rest in the supervisor's rings, which are bounded and count what they drop.
+//! taken it or has said that it never will. While the collector takes nothing, a few batches wait here and
+//! the rest in the supervisor's rings, which are bounded and count what they drop.
 //!
 //! ```text
 //! supervisor.sock ─ feed ─▶ pending ─ encode ─▶ outbox (logs) ─▶ sender

@@ -1,5 +1,5 @@
-//! The export report: tells the supervisor how exports fare, so that it is seen when the collector is not there to
-//! be told.
+//! The export report: tells the supervisor how exports fare, so that it is seen when the collector is not
+//! there to be told.
 
 use std::{future::Future, path::PathBuf, sync::Arc, time::Duration};
 

@@ -13,8 +13,8 @@ const STATUS_INITIAL: Duration = Duration::from_secs(1);
 const STATUS_MAX: Duration = Duration::from_mins(1);
 /// First pause when nobody answers.
 const UNREACHABLE_INITIAL: Duration = Duration::from_millis(250);
-/// Longest such pause: within five seconds of the way's return the next export arrives. A connection that fails
-/// costs the collector nothing, so that waiting longer would spare nobody.
+/// Longest such pause: within five seconds of the way's return the next export arrives. A connection that
+/// fails costs the collector nothing, so that waiting longer would spare nobody.
 const UNREACHABLE_MAX: Duration = Duration::from_secs(4);
 /// Longest pause that a collector may ask for; more would be silence by request.
 const RETRY_AFTER_MAX: Duration = Duration::from_mins(5);
@@ -69,8 +69,8 @@ pub(crate) fn retry_after(value: &str, now: Timestamp) -> Option<Duration> {
     Some(wait.min(RETRY_AFTER_MAX))
 }
 
-/// The pause after the `failures`-th such status in a row: doubling, and spread by `chance` in 0.0–1.0 over its
-/// upper half.
+/// The pause after the `failures`-th such status in a row: doubling, and spread by `chance` in 0.0–1.0 over
+/// its upper half.
 fn after_status(failures: u32, chance: f64) -> Duration {
     doubled(STATUS_INITIAL, STATUS_MAX, failures, chance)
 }

@@ -260,8 +260,8 @@ fn sink(outbox: Arc<Outbox>) -> Sink {
     })
 }
 
-/// Reads the configuration file and plans the scrapes. Whatever is wrong with it, the headline metrics must flow,
-/// and then no job is run, as Prometheus refuses a file as a whole.
+/// Reads the configuration file and plans the scrapes. Whatever is wrong with it, the headline metrics must
+/// flow, and then no job is run, as Prometheus refuses a file as a whole.
 fn configure(options: &Options, ledger: &Ledger) -> Scraper {
     let ports = options.plugin_ports.as_deref().map(scrape::ports);
     let (scraper, errors) = match config::load(&options.config, &ports) {

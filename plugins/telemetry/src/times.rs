@@ -1,7 +1,8 @@
 //! The times of exported points. Pure: every clock's reading is an argument.
 //!
-//! A receiver refuses a point that is not newer than the last of its series, in milliseconds, and refuses one that
-//! is far ahead of its own clock. All series of the supervisor and of the plugin itself share one line of times.
+//! A receiver refuses a point that is not newer than the last of its series, in milliseconds, and refuses one
+//! that is far ahead of its own clock. All series of the supervisor and of the plugin itself share one line
+//! of times.
 
 use std::time::Duration;
 
@@ -9,11 +10,11 @@ use enclave_protocol::timestamp::Timestamp;
 
 /// The resolution of receivers: two points of a series in one millisecond are a duplicate.
 pub(crate) const STEP: Duration = Duration::from_millis(1);
-/// Corrections of the clock backwards below this are bridged by [`STEP`]s; after a larger one the clock is followed,
-/// since points ahead of it for so long would be more wrong than refused ones.
+/// Corrections of the clock backwards below this are bridged by [`STEP`]s; after a larger one the clock is
+/// followed, since points ahead of it for so long would be more wrong than refused ones.
 pub(crate) const BRIDGED: Duration = Duration::from_secs(10);
-/// A new sample was made a moment ago, by the same clock: one that is further away from the present was made before
-/// the clock was set.
+/// A new sample was made a moment ago, by the same clock: one that is further away from the present was made
+/// before the clock was set.
 const SAMPLE_AGE_MAX: Duration = Duration::from_mins(5);
 
 /// The line of times.

@@ -1,4 +1,5 @@
-//! Which pod an enclave belongs to. The host tells it; nothing in the enclave can check it, and nothing measures it.
+//! Which pod an enclave belongs to. The host tells it; nothing in the enclave can check it, and nothing
+//! measures it.
 
 use serde::{Deserialize, Serialize};
 

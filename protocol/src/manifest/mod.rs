@@ -164,7 +164,8 @@ impl Manifest {
         Plan { plugins: self.plugins.iter().map(|plugin| plugin.name.clone()).collect(), egress, ingress }
     }
 
-    /// Remarks: what is accepted but not in force in this release, and which log records the host does not get.
+    /// Remarks: what is accepted but not in force in this release, and which log records the host does not
+    /// get.
     pub fn conditions(&self) -> Vec<Condition> {
         self.conditions.clone()
     }

@@ -1,9 +1,9 @@
-//! Every metric family that this project makes, once: name, kind, unit, labels, meaning and source. Families are made
-//! from its entries, and `docs/metrics.md` is generated from them.
+//! Every metric family that this project makes, once: name, kind, unit, labels, meaning and source. Families
+//! are made from its entries, and `docs/metrics.md` is generated from them.
 //!
-//! Names, units and kinds of `k8s.*` and `container.*` are those of the Collector's kubeletstats receiver, else those
-//! of OpenTelemetry's semantic conventions (k8s-metrics, container-metrics). The one exception is uptime, a gauge as
-//! in the conventions: the receiver's sum would have to begin at each run's own start.
+//! Names, units and kinds of `k8s.*` and `container.*` are those of the Collector's kubeletstats receiver,
+//! else those of OpenTelemetry's semantic conventions (k8s-metrics, container-metrics). The one exception is
+//! uptime, a gauge as in the conventions: the receiver's sum would have to begin at each run's own start.
 
 use std::fmt::Write as _;
 
@@ -82,16 +82,16 @@ static SECTIONS: [(&str, &str, &[&Entry]); 6] = [
     ),
     (
         "Plugins, by the conventions' names",
-        "A plugin is the container; `plugin` and `k8s.container.name` have the same value. \"Group\" is the plugin's \
-         control group, which lives from the manifest to the end, over all runs. Without control groups (a supervisor \
-         that is not root) numbers are sums over the plugin's processes in /proc.",
+        "A plugin is the container; `plugin` and `k8s.container.name` have the same value. \"Group\" is the \
+         plugin's control group, which lives from the manifest to the end, over all runs. Without control \
+         groups (a supervisor that is not root) numbers are sums over the plugin's processes in /proc.",
         container::ALL,
     ),
     ("Plugins, beyond the conventions", "Also made by the supervisor.", plugin::ALL),
     (
         "Streams and the supervisor itself",
-        "`egress` leaves the enclave, `ingress` enters it, `peer` goes from plugin to plugin. `sent` is from whoever \
-         connected.",
+        "`egress` leaves the enclave, `ingress` enters it, `peer` goes from plugin to plugin. `sent` is from \
+         whoever connected.",
         relay::ALL,
     ),
     (
@@ -114,14 +114,16 @@ pub fn find(name: &str) -> Option<&'static Entry> {
 
 const HEAD: &str = "# Metrics
 
-Generated from `protocol/src/metrics/catalogue`; change it there and run `UPDATE_EXPECT=1 cargo test -p enclave-protocol`.
+Generated from `protocol/src/metrics/catalogue`; change it there and run
+`UPDATE_EXPECT=1 cargo test -p enclave-protocol`.
 
-Every point carries `oblv_deployment_name`, `ned_name` and `namespace`, and never `instance` or `job`: those two are made
-by the reader, of `service.name` and `service.instance.id`. The resource carries `k8s.pod.name`, `k8s.pod.uid` and
-`k8s.node.name` where host-proxy is told them (`--pod-name`, `--pod-uid`, `--node-name`, from the downward API). **They
-are the host's word: nothing measures them.** The Prometheus name is the one that the Collector's exporters, Prometheus'
-OTLP receiver and host-proxy's page show. A counter starts at zero with the program that counts. A family without a
-source has no points; it is never zero instead.
+Every point carries `oblv_deployment_name`, `ned_name` and `namespace`, and never `instance` or `job`:
+those two are made by the reader, of `service.name` and `service.instance.id`. The resource carries
+`k8s.pod.name`, `k8s.pod.uid` and `k8s.node.name` where host-proxy is told them (`--pod-name`,
+`--pod-uid`, `--node-name`, from the downward API). **They are the host's word: nothing measures them.**
+The Prometheus name is the one that the Collector's exporters, Prometheus' OTLP receiver and
+host-proxy's page show. A counter starts at zero with the program that counts. A family without a source
+has no points; it is never zero instead.
 ";
 
 /// The reference of all metrics, in Markdown.

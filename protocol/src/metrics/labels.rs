@@ -1,5 +1,5 @@
-//! The labels of a point. Many points of one sample have the same ones, so that they are shared and compact: a copy
-//! costs a count, and names that the program knows are not copied at all.
+//! The labels of a point. Many points of one sample have the same ones, so that they are shared and compact:
+//! a copy costs a count, and names that the program knows are not copied at all.
 
 use std::{borrow::Cow, collections::BTreeMap, fmt, ops::Index, sync::Arc};
 

@@ -1,6 +1,6 @@
 //! The names that Prometheus gives to OpenTelemetry metrics, by the rules of its OTLP translation
-//! (prometheus/otlptranslator 1.0, "underscore escaping with suffixes"): the Collector's exporters and Prometheus'
-//! own OTLP receiver build the same ones.
+//! (prometheus/otlptranslator 1.0, "underscore escaping with suffixes"): the Collector's exporters and
+//! Prometheus' own OTLP receiver build the same ones.
 
 use super::Kind;
 
@@ -63,8 +63,8 @@ const PER_UNITS: [(&str, &str); 7] = [
     ("y", "year"),
 ];
 
-/// The Prometheus name of a metric. Linear in the lengths of `name` and `unit`; empty when `name` and `unit` have
-/// no legal character.
+/// The Prometheus name of a metric. Linear in the lengths of `name` and `unit`; empty when `name` and `unit`
+/// have no legal character.
 pub fn metric_name(name: &str, unit: &str, shape: impl Into<Shape>) -> String {
     let shape = shape.into();
     let mut tokens: Vec<&str> = tokens(name).collect();

@@ -1,4 +1,5 @@
-//! A group's numbers, read through descriptors that stay open: a sample reads the same files of a hundred groups.
+//! A group's numbers, read through descriptors that stay open: a sample reads the same files of a hundred
+//! groups.
 
 use std::{path::Path, time::Duration};
 
@@ -204,8 +205,8 @@ impl Files {
         events
     }
 
-    /// How often the out-of-memory killer has struck; none where the kernel does not count it by group (before
-    /// Linux 4.13, or without the controller).
+    /// How often the out-of-memory killer has struck; none where the kernel does not count it by group
+    /// (before Linux 4.13, or without the controller).
     pub(super) fn oom_kills(&self) -> Option<u64> {
         self.memory_events(&mut [0; 1024]).oom_kill
     }

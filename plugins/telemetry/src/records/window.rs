@@ -1,10 +1,10 @@
 //! How far the log records on their way to the collector have come, for the acknowledgement to the
 //! supervisor.
 //!
-//! A batch takes its place in the order of reading. It is settled when the collector has taken it or will never
-//! take it; the records up to the first batch that is not settled may be forgotten by the supervisor. A batch
-//! that ends in any other way, with its sender or at the end of the plugin, is never settled: the supervisor
-//! keeps its records for the next run of this plugin, or counts them.
+//! A batch takes its place in the order of reading. It is settled when the collector has taken it or will
+//! never take it; the records up to the first batch that is not settled may be forgotten by the supervisor. A
+//! batch that ends in any other way, with its sender or at the end of the plugin, is never settled: the
+//! supervisor keeps its records for the next run of this plugin, or counts them.
 
 use std::{
     collections::VecDeque,
