@@ -144,7 +144,7 @@ impl MetricsPage {
         }
         let (time, started, resource) =
             (clock::now(), self.samples.started, std::collections::BTreeMap::new());
-        let own = Sample { time, started, labels, resource, families };
+        let own = Sample { time, started, interval_millis: 0, labels, resource, families };
         sample.map(Sample::to_prometheus).unwrap_or_default() + &own.to_prometheus()
     }
 }

@@ -48,6 +48,10 @@ pub struct Sample {
     pub time: Timestamp,
     /// Since when the counters count: the start of the program that made the sample.
     pub started: Timestamp,
+    /// Time between two samples, in milliseconds; 0 from a supervisor that does not tell. The first sample of
+    /// a deployment comes sooner, so that readers cannot measure it.
+    #[serde(default)]
+    pub interval_millis: u64,
     /// On every point of every family.
     pub labels: BTreeMap<String, String>,
     /// On the resource alone, by their OpenTelemetry names: [`ATTRIBUTE_INSTANCE`], and what the host tells
@@ -183,6 +187,7 @@ mod tests {
         let sample = Sample {
             time: Timestamp(0),
             started: Timestamp(0),
+            interval_millis: 0,
             labels: [(LABEL_DEPLOYMENT.to_owned(), "hello".to_owned())].into(),
             resource: [(ATTRIBUTE_INSTANCE.to_owned(), "not a label".to_owned())].into(),
             families: vec![

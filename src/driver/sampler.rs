@@ -119,6 +119,7 @@ impl Sampler {
         board.sample.send_replace(Some(Arc::new(Sample {
             time: self.clock.wall(),
             started: self.started,
+            interval_millis: u64::try_from(self.interval.as_millis()).unwrap_or(u64::MAX),
             labels,
             resource,
             families: all,

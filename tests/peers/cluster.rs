@@ -115,6 +115,11 @@ impl Cluster {
         ];
         let process = Process::start("prometheus-adapter", &words);
         web::until_listening("prometheus-adapter", port);
+        // Until it has read how the API server authenticates, everybody is anonymous to it.
+        let server = format!("--server=https://127.0.0.1:{port}");
+        eventually("the adapter to know who asks", || {
+            self.try_kubectl(&[&server, "get", "--raw", EXTERNAL]).ok()
+        });
         process
     }
 

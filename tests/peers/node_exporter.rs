@@ -1,6 +1,9 @@
 //! Beside `node_exporter`: the headline gauges are what its readings of the same machine give.
 
-use std::{thread, time::Duration};
+use std::{
+    thread,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
 
 use crate::{
     backend::{Backend, Ports, Way},
@@ -15,6 +18,8 @@ use crate::{
 const PORT: u16 = 9100;
 /// The window of CPU time that is compared.
 const WINDOW: Duration = Duration::from_secs(30);
+/// Between two looks at `node_exporter`.
+const LOOK: Duration = Duration::from_millis(200);
 const CPU_APART_MAX: f64 = 0.02;
 const MEMORY_APART_MAX: f64 = 0.005;
 /// Memory moves between two readings that are not of the same moment: the closest of so many counts.
@@ -30,6 +35,19 @@ fn sum(page: &str, metric: &str, part: &str) -> f64 {
 fn cpu(page: &str) -> (f64, f64) {
     let metric = "node_cpu_seconds_total{";
     (sum(page, metric, ""), sum(page, metric, "mode=\"idle\"") + sum(page, metric, "mode=\"iowait\""))
+}
+
+/// The counters at a moment between two looks.
+fn between(looks: &[(f64, (f64, f64))], at: f64) -> (f64, f64) {
+    let next = looks.partition_point(|(time, _)| *time < at).clamp(1, looks.len() - 1);
+    let [(from, a), (to, b)] = [looks[next - 1], looks[next]];
+    let part = (at - from) / (to - from);
+    (a.0 + (b.0 - a.0) * part, a.1 + (b.1 - a.1) * part)
+}
+
+/// Seconds since the epoch, as Prometheus counts.
+fn now() -> f64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs_f64()
 }
 
 #[test]
@@ -59,14 +77,20 @@ fn cpu_and_memory_are_those_of_node_exporter_under_the_same_load() {
     let load = thread::spawn(move || {
         crate::deployment::try_ask(port, "GET", &format!("/work?ms={half}&threads=1")).unwrap();
     });
-    let (first, before) = (cpu(&page()), prometheus.number("timestamp(nitro_enclave_cpu_usage)").unwrap());
-    // The window is time itself: there is nothing to wait for.
-    thread::park_timeout(WINDOW);
-    let (last, after) =
-        (cpu(&page()), prometheus.until("timestamp(nitro_enclave_cpu_usage)", |at| at > before));
+    // Its counters all the time: the moments of our samples lie between two looks.
+    let begun = now();
+    let mut looks = vec![(begun, cpu(&page()))];
+    while looks.last().is_some_and(|(at, _)| *at < begun + WINDOW.as_secs_f64()) {
+        thread::park_timeout(LOOK);
+        looks.push((now(), cpu(&page())));
+    }
     load.join().unwrap();
+    let at =
+        |moment: &str| prometheus.number(&format!("timestamp(nitro_enclave_cpu_usage @ {moment})")).unwrap();
+    let (before, after) = (at(&(begun + 2.0).to_string()), at(&(begun + WINDOW.as_secs_f64()).to_string()));
+    let (first, last) = (between(&looks, before), between(&looks, after));
     let expected = 1.0 - (last.1 - first.1) / (last.0 - first.0);
-    let seconds = (after - before).round();
+    let seconds = (after - before - 0.5).floor();
     let told =
         prometheus.number(&format!("avg_over_time(nitro_enclave_cpu_usage[{seconds}s] @ {after})")).unwrap();
     assert!((told - expected).abs() < CPU_APART_MAX, "cpu: {told} told, {expected} by node_exporter");

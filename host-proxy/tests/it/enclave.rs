@@ -426,6 +426,7 @@ fn sample() -> Sample {
     Sample {
         time: Timestamp(1_000_000_000),
         started: Timestamp(0),
+        interval_millis: 1000,
         labels: [(metrics::LABEL_DEPLOYMENT.to_owned(), "hello".to_owned())].into(),
         resource: [(metrics::ATTRIBUTE_INSTANCE.to_owned(), "pod-1".to_owned())].into(),
         families: vec![

@@ -64,10 +64,11 @@ impl Cadence {
         }
     }
 
-    /// A new sample came.
-    pub(crate) fn sampled(&mut self, has_headline: bool, now: Instant) {
-        if let Some(before) = self.sampled {
-            let interval = now.saturating_duration_since(before);
+    /// A new sample came. `told` is the supervisor's own interval; without it the time between the arrivals
+    /// of two stands in.
+    pub(crate) fn sampled(&mut self, has_headline: bool, told: Option<Duration>, now: Instant) {
+        let measured = self.sampled.map(|before| now.saturating_duration_since(before));
+        if let Some(interval) = told.or(measured) {
             self.sample_interval = Some(interval.min(SAMPLE_INTERVAL_MAX));
         }
         (self.sampled, self.is_new) = (Some(now), true);
@@ -145,7 +146,7 @@ mod tests {
                 newest = made;
                 run.samples.push(time);
                 // The supervisor's second sample is the first one with a CPU usage.
-                cadence.sampled(made > Some(0), now);
+                cadence.sampled(made > Some(0), None, now);
             }
             let age = cadence.sampled.map(|sampled| now - sampled);
             run.was_stale |= age.is_some_and(|age| age > cadence.stale_after());
@@ -178,15 +179,28 @@ mod tests {
         let at = |seconds| begun + Duration::from_secs(seconds);
         let mut cadence = Cadence::new(Duration::from_secs(2), begun);
         assert_eq!(cadence.due(at(100)), Due::Nothing, "whose numbers they are is not known yet");
-        cadence.sampled(true, at(95));
-        cadence.sampled(true, at(100));
+        cadence.sampled(true, None, at(95));
+        cadence.sampled(true, None, at(100));
         assert_eq!(cadence.due(at(100)), Due::Sample);
         assert_eq!(cadence.due(at(115)), Due::Nothing);
         assert_eq!(cadence.due(at(116)), Due::OwnAlone);
         assert_eq!(cadence.due(at(117)), Due::Nothing);
         assert_eq!(cadence.due(at(118)), Due::OwnAlone);
-        cadence.sampled(true, at(121));
+        cadence.sampled(true, None, at(121));
         assert_eq!(cadence.due(at(121)), Due::Sample);
+    }
+
+    #[test]
+    fn a_first_sample_that_comes_early_makes_no_later_one_late() {
+        let begun = Instant::now();
+        let at = |seconds| begun + Duration::from_secs(seconds);
+        let mut cadence = Cadence::new(Duration::from_secs(1), begun);
+        let told = Some(Duration::from_secs(5));
+        cadence.sampled(false, told, at(0));
+        cadence.sampled(true, told, at(1));
+        assert_eq!(cadence.due(at(1)), Due::Sample);
+        assert_eq!(cadence.stale_after(), Duration::from_secs(15));
+        assert_eq!(cadence.due(at(6)), Due::Nothing);
     }
 
     #[test]
@@ -195,7 +209,7 @@ mod tests {
         let at = |seconds| begun + Duration::from_secs(seconds);
         let mut cadence = Cadence::new(Duration::from_secs(1), begun);
         for (time, expected) in [(0, Due::Nothing), (5, Due::Nothing), (10, Due::Sample)] {
-            cadence.sampled(false, at(time));
+            cadence.sampled(false, None, at(time));
             assert_eq!(cadence.due(at(time)), expected, "{time}");
         }
     }

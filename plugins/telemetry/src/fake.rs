@@ -40,6 +40,7 @@ pub(crate) fn sample(seconds: u64) -> Sample {
     Sample {
         time: Timestamp(seconds * 1_000_000_000),
         started: Timestamp(500_000_000),
+        interval_millis: 0,
         labels: labels.map(|(key, value)| (key.to_owned(), value.to_owned())).into(),
         resource: [(ATTRIBUTE_INSTANCE.to_owned(), "i-1".to_owned())].into(),
         families: vec![

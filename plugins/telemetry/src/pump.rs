@@ -125,7 +125,8 @@ impl Pump {
         if self.identity.borrow().as_ref() != Some(&identity) {
             self.identity.send_replace(Some(identity));
         }
-        self.cadence.sampled(sample.value(CPU_USAGE).is_some(), Instant::now());
+        let told = Some(sample.interval_millis).filter(|millis| *millis > 0).map(Duration::from_millis);
+        self.cadence.sampled(sample.value(CPU_USAGE).is_some(), told, Instant::now());
         self.ledger.sampled(self.cadence.stale_after());
         self.latest = Some(sample);
     }

@@ -37,6 +37,7 @@ impl Bench {
         let sample = Sample {
             time: Timestamp(0),
             started: Timestamp(0),
+            interval_millis: 0,
             labels: labels.into(),
             resource: [("service.instance.id".to_owned(), "bench".to_owned())].into(),
             families: Vec::new(),
