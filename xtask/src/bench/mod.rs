@@ -4,8 +4,10 @@ mod boot;
 mod control;
 mod image;
 mod memory;
+mod process;
 mod sizes;
 mod supervision;
+mod telemetry;
 
 use clap::ValueEnum as _;
 
@@ -37,6 +39,8 @@ enum Name {
     Memory,
     /// A hundred plugins, against the supervisors and inits of Debian.
     Supervision,
+    /// Scraping and pushing, against the OpenTelemetry Collector.
+    Telemetry,
 }
 
 /// A table in markdown.
@@ -62,6 +66,7 @@ pub(crate) fn run(options: &Options) -> Result<(), Failure> {
             Name::Image => image::table(&binaries)?,
             Name::Memory => memory::table(&binaries)?,
             Name::Supervision => supervision::table(&binaries)?,
+            Name::Telemetry => telemetry::table(&binaries)?,
         };
         report.push_str(&table.text);
         report.push('\n');

@@ -19,7 +19,7 @@ mod layout;
 mod load;
 mod observed;
 mod otelcol;
-mod process;
+pub(crate) mod process;
 mod screen;
 mod script;
 mod status;

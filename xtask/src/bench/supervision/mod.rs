@@ -6,7 +6,6 @@ mod figures;
 mod namespaces;
 mod ours;
 mod peer;
-mod process;
 mod reaping;
 mod records;
 mod report;
@@ -19,7 +18,7 @@ use self::{
     peer::Peer,
     report::Column,
 };
-use super::Table;
+use super::{Table, process};
 use crate::{
     binaries::Binaries,
     cargo,

@@ -6,20 +6,20 @@ use crate::failure::{Failure, While as _};
 
 /// One process at one moment.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Process {
+pub(in crate::bench) struct Process {
     /// As this PID namespace counts.
-    pub(super) pid: i32,
+    pub(in crate::bench) pid: i32,
     /// The program's name, cut to 15 bytes by the kernel.
-    pub(super) name: String,
+    pub(in crate::bench) name: String,
     /// Program and arguments; empty for a zombie.
-    pub(super) arguments: Vec<String>,
+    pub(in crate::bench) arguments: Vec<String>,
     /// It has ended and nobody has waited for it.
-    pub(super) is_zombie: bool,
+    pub(in crate::bench) is_zombie: bool,
     parent: i32,
 }
 
 /// `root` and all its descendants, the root first. One that ends meanwhile is left out.
-pub(super) fn beneath(root: i32) -> Result<Vec<Process>, Failure> {
+pub(in crate::bench) fn beneath(root: i32) -> Result<Vec<Process>, Failure> {
     let entries = fs::read_dir("/proc").while_doing("/proc")?.flatten();
     let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
     Ok(descendants(root, pids.filter_map(read).collect()))
@@ -62,12 +62,12 @@ fn parse(stat: &str, cmdline: &[u8]) -> Option<Process> {
 }
 
 /// Its share of the memory, in KiB: what it shares with others counts in proportion. None once it has ended.
-pub(super) fn pss_kib(pid: i32) -> Option<u64> {
+pub(in crate::bench) fn pss_kib(pid: i32) -> Option<u64> {
     memory_field(&fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).ok()?, "Pss:")
 }
 
 /// Its resident memory, in KiB. None once it has ended.
-pub(super) fn rss_kib(pid: i32) -> Option<u64> {
+pub(in crate::bench) fn rss_kib(pid: i32) -> Option<u64> {
     memory_field(&fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).ok()?, "Rss:")
 }
 
@@ -77,7 +77,7 @@ fn memory_field(rollup: &str, name: &str) -> Option<u64> {
 }
 
 /// The CPU time of all its threads, exactly; a zombie's is none.
-pub(super) fn cpu_time(pid: i32) -> Duration {
+pub(in crate::bench) fn cpu_time(pid: i32) -> Duration {
     let threads = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
     let path = |thread: fs::DirEntry| -> PathBuf { thread.path().join("schedstat") };
     let nanos = threads.filter_map(|thread| on_cpu_nanos(&fs::read_to_string(path(thread)).ok()?));
