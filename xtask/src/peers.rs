@@ -207,6 +207,13 @@ pub(crate) fn cached() -> Built {
     Built(found.unwrap_or_default())
 }
 
+/// Builds one peer if it is missing, and returns its path.
+pub(crate) fn ensure_one(name: &str) -> Result<PathBuf, Failure> {
+    let built = ensure(&choose(&[name.to_owned()])?)?;
+    let path = built.path(name).expect("invariant: `ensure` built every peer it was asked for");
+    Ok(path.to_owned())
+}
+
 /// Builds all peers that are missing.
 pub(crate) fn ensure_all() -> Result<Built, Failure> {
     ensure(&PEERS.iter().collect::<Vec<_>>())

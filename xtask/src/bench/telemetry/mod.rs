@@ -52,10 +52,8 @@ struct Figures {
 
 /// The table, and what is over its budget.
 pub(super) fn table(binaries: &Binaries) -> Result<Table, Failure> {
-    let programs = Programs {
-        telemetry: binaries.path("enclave-telemetry").to_owned(),
-        collector: peers::program("otelcol")?,
-    };
+    let collector = peers::ensure_one("otelcol")?;
+    let programs = Programs { telemetry: binaries.path("enclave-telemetry").to_owned(), collector };
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
     let runtime = runtime.while_doing("a runtime for the benchmark")?;
     let ours = runtime.block_on(measure(Contender::Ours, &programs))?;
