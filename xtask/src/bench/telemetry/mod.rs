@@ -1,5 +1,5 @@
-//! Scraping, against the Collector's `prometheus` receiver and `otlp_http` exporter in the same run: both scrape
-//! the same page and push to the same sink.
+//! Scraping, against the Collector's `prometheus` receiver and `otlp_http` exporter in the same run: both
+//! scrape the same page and push to the same sink.
 //!
 //! ```text
 //! page (10,000 series) ◀─ scrape ─ telemetry plugin │ Collector ─ OTLP/HTTP, gzip ─▶ sink

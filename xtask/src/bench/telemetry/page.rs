@@ -80,7 +80,8 @@ fn text(series: usize, version: usize) -> String {
             let value = family * 31 + number * (version + 1) * 17;
             writeln!(
                 text,
-                "{name}{{method=\"{}\",path=\"/api/v1/items/{number}\",status=\"{}\",zone=\"eu-west-1{}\"}} {value}",
+                "{name}{{method=\"{}\",path=\"/api/v1/items/{number}\",status=\"{}\",\
+                 zone=\"eu-west-1{}\"}} {value}",
                 ["GET", "POST", "PUT", "DELETE"][number % 4],
                 [200, 201, 404, 500][number % 3],
                 ["a", "b", "c"][number % 3],

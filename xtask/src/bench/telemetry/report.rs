@@ -1,5 +1,5 @@
-//! The table, and what it says against the goals: a ratio is a must, an absolute figure a goal that is reported
-//! as measured.
+//! The table, and what it says against the goals: a ratio is a must, an absolute figure a goal that is
+//! reported as measured.
 
 use std::fmt::Write as _;
 
@@ -27,7 +27,8 @@ struct Row {
 /// Ours against the Collector.
 pub(super) fn table(ours: &Figures, collector: &Figures) -> Table {
     let mut text = format!(
-        "| {SERIES} series scraped and pushed | enclave-telemetry | Collector | ratio | |\n|---|---:|---:|---:|---|\n"
+        "| {SERIES} series scraped and pushed | enclave-telemetry | Collector | ratio | |\n\
+         |---|---:|---:|---:|---|\n"
     );
     let mut complaints = Vec::new();
     for row in rows(ours, collector) {

@@ -65,8 +65,8 @@ impl Sink {
         self.address
     }
 
-    /// Waits until the series of `scrapes` whole scrapes have come. A contender may cut a scrape into pushes; its
-    /// own few series beside the scraped ones are no scrape.
+    /// Waits until the series of `scrapes` whole scrapes have come. A contender may cut a scrape into pushes;
+    /// its own few series beside the scraped ones are no scrape.
     pub(super) async fn wait_for_pushes(&mut self, scrapes: usize) -> Result<Pushed, Failure> {
         let mut all = Pushed::default();
         let wanted = (scrapes * SERIES) as u64;

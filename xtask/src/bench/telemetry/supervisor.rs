@@ -1,5 +1,5 @@
-//! A supervisor's socket for the telemetry plugin: it tells whose enclave this is, and little else, so that the
-//! figures are those of scraping.
+//! A supervisor's socket for the telemetry plugin: it tells whose enclave this is, and little else, so that
+//! the figures are those of scraping.
 
 use std::{convert::Infallible, path::Path};
 
