@@ -10,6 +10,7 @@ mod failure;
 mod old_kernel;
 mod packages;
 mod peers;
+mod python;
 mod stages;
 mod stopwatch;
 mod terminal;
@@ -33,7 +34,7 @@ enum Task {
     /// Measures the release build.
     Bench(bench::Options),
     /// Builds the real Collector, Prometheus, prometheus-adapter and Kubernetes control plane for the tests,
-    /// and prints where they are.
+    /// unpacks a real FastAPI, and prints where they are.
     Peers(peers::Options),
     /// Runs a command without the system calls that are younger than Linux 4.14.
     #[command(hide = true)]

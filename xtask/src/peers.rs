@@ -22,6 +22,7 @@ use sha2::{Digest as _, Sha256};
 use crate::{
     cargo,
     failure::{Failure, While as _},
+    python,
     stopwatch::Stopwatch,
     terminal,
 };
@@ -183,20 +184,25 @@ pub(crate) fn run(options: &Options) -> Result<(), Failure> {
         let path = built.path(peer.name).expect("invariant: `ensure` built every peer it was asked for");
         terminal::say(&format!("{:<24} {:<9} {}", peer.name, peer.version, path.display()));
     }
+    if options.names.is_empty() || options.names.iter().any(|name| name == python::NAME) {
+        terminal::say(&format!("{:<24} {:<9} {}", python::NAME, "", python::ensure()?.display()));
+    }
     Ok(())
 }
 
+/// The programs among these names.
 fn choose(names: &[String]) -> Result<Vec<&'static Peer>, Failure> {
     if names.is_empty() {
         return Ok(PEERS.iter().collect());
     }
     let find = |name: &String| {
         PEERS.iter().find(|peer| peer.name == name).ok_or_else(|| {
-            let known: Vec<&str> = PEERS.iter().map(|peer| peer.name).collect();
+            let mut known: Vec<&str> = PEERS.iter().map(|peer| peer.name).collect();
+            known.push(python::NAME);
             Failure::new(format!("invalid peer: got {name:?}, expected one of {}", known.join(", ")))
         })
     };
-    names.iter().map(find).collect()
+    names.iter().filter(|name| *name != python::NAME).map(find).collect()
 }
 
 /// The peers that have been built before. Nothing is built and nothing fails: without Go there are none.
@@ -220,6 +226,10 @@ pub(crate) fn ensure_all() -> Result<Built, Failure> {
 }
 
 fn ensure(peers: &[&'static Peer]) -> Result<Built, Failure> {
+    // Nothing to build needs no Go.
+    if peers.is_empty() {
+        return Ok(Built::default());
+    }
     let cache = Cache::find()?;
     let mut missing: Vec<&Peer> = peers.iter().copied().filter(|peer| cache.built(peer).is_none()).collect();
     if !missing.is_empty() {
@@ -233,7 +243,7 @@ fn ensure(peers: &[&'static Peer]) -> Result<Built, Failure> {
             cache.go,
             cache.directory.display()
         ));
-        let _alone = cache.lock()?;
+        let _alone = lock(&cache.directory)?;
         // Another run may have built them while this one waited.
         missing.retain(|peer| cache.built(peer).is_none());
         for peer in missing {
@@ -269,17 +279,6 @@ impl Cache {
         let go = cargo::capture(&mut version)?.trim().to_owned();
         check_version(&go)?;
         Ok(Self { directory: directory()?, go })
-    }
-
-    /// Held while peers are built: two runs at a time would do the same work twice.
-    fn lock(&self) -> Result<fs::File, Failure> {
-        let path = self.directory.join("lock");
-        let file = fs::File::create(&path).while_doing(path.display())?;
-        if file.try_lock().is_err() {
-            terminal::say("waiting for another run that builds peers");
-            file.lock().while_doing(path.display())?;
-        }
-        Ok(file)
     }
 
     /// Where a peer is, if it has been built.
@@ -340,7 +339,19 @@ impl Cache {
     }
 }
 
-fn directory() -> Result<PathBuf, Failure> {
+/// Held while peers are built: two runs at a time would do the same work twice.
+pub(crate) fn lock(directory: &Path) -> Result<fs::File, Failure> {
+    let path = directory.join("lock");
+    let file = fs::File::create(&path).while_doing(path.display())?;
+    if file.try_lock().is_err() {
+        terminal::say("waiting for another run that builds peers");
+        file.lock().while_doing(path.display())?;
+    }
+    Ok(file)
+}
+
+/// Where peers are kept.
+pub(crate) fn directory() -> Result<PathBuf, Failure> {
     if let Some(named) = std::env::var_os(CACHE_VARIABLE).filter(|named| !named.is_empty()) {
         return Ok(cargo::workspace_root().join(named));
     }
@@ -491,7 +502,8 @@ mod tests {
     #[test]
     fn an_unknown_name_is_told_with_the_known_ones() {
         assert_eq!(choose(&[]).unwrap().len(), PEERS.len());
-        expect_test::expect![[r#"invalid peer: got "jaeger", expected one of otelcol, prometheus, etcd, kube-apiserver, kube-controller-manager, kubectl, prometheus-adapter"#]]
+        assert!(choose(&["fastapi".to_owned()]).unwrap().is_empty(), "it is none of the programs");
+        expect_test::expect![[r#"invalid peer: got "jaeger", expected one of otelcol, prometheus, etcd, kube-apiserver, kube-controller-manager, kubectl, prometheus-adapter, fastapi"#]]
             .assert_eq(&choose(&["jaeger".to_owned()]).unwrap_err().to_string());
     }
 

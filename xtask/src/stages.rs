@@ -8,7 +8,7 @@ use crate::{
     binaries::{self, Profile},
     cargo, deny,
     failure::Failure,
-    old_kernel, packages, peers,
+    old_kernel, packages, peers, python,
     stopwatch::Stopwatch,
     terminal,
     tool::Tool,
@@ -35,6 +35,8 @@ const PEERS_NOT_HERE_VARIABLE: &str = "ENCLAVE_TEST_PEERS_NOT_HERE";
 const NODE_EXPORTER_VARIABLE: &str = "ENCLAVE_TEST_PEER_NODE_EXPORTER";
 /// Its package. Installing it would start a service.
 const NODE_EXPORTER: &str = "prometheus-node-exporter";
+/// The root file system with FastAPI.
+const FASTAPI_VARIABLE: &str = "ENCLAVE_TEST_PEER_FASTAPI";
 /// Set to `true` by every CI: there nothing may be left out.
 const CI_VARIABLE: &str = "CI";
 /// Where such a directory is looked for beside the repository, when the variable names none.
@@ -103,6 +105,7 @@ pub(crate) fn run(options: &Options) -> Result<(), Failure> {
 struct Peers {
     built: peers::Built,
     node_exporter: Option<PathBuf>,
+    fastapi: Option<PathBuf>,
     not_here: Option<Failure>,
 }
 
@@ -113,17 +116,26 @@ impl Peers {
         let built = if !nix::unistd::geteuid().is_root() {
             Err(Failure::new("not root: the tests put the programs into a network namespace"))
         } else if is_whole {
-            peers::ensure_all().and_then(|built| Ok((built, node_exporter()?)))
+            peers::ensure_all().and_then(|built| Ok((built, node_exporter()?, Some(python::ensure()?))))
         } else {
             let built = peers::cached();
             let why = || Failure::new("not built yet: `cargo xtask peers` does");
-            if built.is_complete() { node_exporter().map(|exporter| (built, exporter)) } else { Err(why()) }
+            if built.is_complete() {
+                node_exporter().map(|exporter| (built, exporter, python::cached()))
+            } else {
+                Err(why())
+            }
         };
         match built {
-            Ok((built, exporter)) => Self { built, node_exporter: Some(exporter), not_here: None },
-            Err(failure) => {
-                Self { built: peers::Built::default(), node_exporter: None, not_here: Some(failure) }
+            Ok((built, exporter, fastapi)) => {
+                Self { built, node_exporter: Some(exporter), fastapi, not_here: None }
             }
+            Err(failure) => Self {
+                built: peers::Built::default(),
+                node_exporter: None,
+                fastapi: None,
+                not_here: Some(failure),
+            },
         }
     }
 
@@ -131,6 +143,9 @@ impl Peers {
         self.built.tell(test);
         if let Some(path) = &self.node_exporter {
             test.env(NODE_EXPORTER_VARIABLE, path);
+        }
+        if let Some(path) = &self.fastapi {
+            test.env(FASTAPI_VARIABLE, path);
         }
         if let Some(why) = &self.not_here {
             test.env(PEERS_NOT_HERE_VARIABLE, why.to_string().replace('\n', "; "));
