@@ -47,6 +47,7 @@ pub(crate) struct Backend {
     pub(crate) ports: Ports,
     pub(crate) prometheus: Prometheus,
     collector: Option<Process>,
+    with_all_signals: bool,
     _prometheus: Process,
     directory: PathBuf,
 }
@@ -54,6 +55,15 @@ pub(crate) struct Backend {
 impl Backend {
     /// Starts the programs of a way, with what they keep in `directory`, and waits until they are ready.
     pub(crate) fn start(way: Way, ports: Ports, directory: &Path) -> Self {
+        Self::start_for(way, ports, directory, false)
+    }
+
+    /// The same with a Collector that takes logs and traces too, into the file of [`Backend::arrived`].
+    pub(crate) fn start_with_all_signals(way: Way, ports: Ports, directory: &Path) -> Self {
+        Self::start_for(way, ports, directory, true)
+    }
+
+    fn start_for(way: Way, ports: Ports, directory: &Path, with_all_signals: bool) -> Self {
         fs::create_dir_all(directory).unwrap();
         let process = start_prometheus(way, ports, directory);
         let mut backend = Self {
@@ -61,6 +71,7 @@ impl Backend {
             ports,
             prometheus: Prometheus(ports.prometheus()),
             collector: None,
+            with_all_signals,
             _prometheus: process,
             directory: directory.to_owned(),
         };
@@ -85,6 +96,10 @@ impl Backend {
         words.push("--config=yaml:exporters::file::flush_interval: 100ms".to_owned());
         let exporter = if self.way == Way::RemoteWrite { "prometheus_remote_write" } else { "prometheus" };
         words.push(format!("--config=yaml:service::pipelines::metrics::exporters: [{exporter}, file]"));
+        for signal in ["logs", "traces"].iter().filter(|_| self.with_all_signals) {
+            words.push(format!("--config=yaml:service::pipelines::{signal}::receivers: [otlp]"));
+            words.push(format!("--config=yaml:service::pipelines::{signal}::exporters: [file]"));
+        }
         if self.way == Way::PageWithResource {
             let setting = "exporters::prometheus::resource_to_telemetry_conversion::enabled";
             words.push(format!("--config=yaml:{setting}: true"));

@@ -4,8 +4,8 @@ use std::{
     fs,
     io::{Read as _, Write as _},
     net::TcpStream,
-    path::Path,
-    process::ExitStatus,
+    path::{Path, PathBuf},
+    process::{Command, ExitStatus},
     sync::atomic::{AtomicU16, Ordering},
 };
 
@@ -39,6 +39,20 @@ pub(crate) struct Plan {
     pub(crate) sample_seconds: u32,
     /// With CPU and memory of its own instead of the machine's.
     pub(crate) has_boundary: bool,
+    /// The user plugin; hello without.
+    pub(crate) python: Option<Python>,
+}
+
+/// A user plugin that is run as the vendor's manifest says.
+#[derive(Debug, Clone)]
+pub(crate) struct Python {
+    /// A root file system with Python and what the program imports.
+    pub(crate) root: PathBuf,
+    /// The program.
+    pub(crate) program: &'static str,
+    pub(crate) env: Vec<String>,
+    /// Of the telemetry plugin's `config.yaml`.
+    pub(crate) scrape_configs: &'static str,
 }
 
 impl Plan {
@@ -49,6 +63,7 @@ impl Plan {
             export_seconds: 1,
             sample_seconds: 1,
             has_boundary: false,
+            python: None,
         }
     }
 }
@@ -68,9 +83,13 @@ impl Deployment {
         let scene = Scene::new();
         let host_port = next_port();
         scene.write("manifest.yaml", &manifest(plan, backend, host_port));
-        scene.write("config/configmaps/telemetry-config/config.yaml", "scrape_configs: []\n");
+        let scrapes = plan.python.as_ref().map_or("scrape_configs: []\n", |python| python.scrape_configs);
+        scene.write("config/configmaps/telemetry-config/config.yaml", scrapes);
         let image = |name: &str| format!("public.ecr.aws/oblivious-ai/oblv-{name}:latest");
-        scene.program("fastapi", &image("sample-fastapi"), &product("hello"), json!({}));
+        match &plan.python {
+            None => scene.program("fastapi", &image("sample-fastapi"), &product("hello"), json!({})),
+            Some(python) => bake(&scene, &image("sample-fastapi"), python),
+        }
         let interval = format!("ENCLAVE_EXPORT_INTERVAL={}s", plan.export_seconds);
         let config = json!({"Entrypoint": ["/enclave-telemetry"], "Env": [interval]});
         scene.program("telemetry", &image("telemetry"), &product("enclave-telemetry"), config);
@@ -114,6 +133,19 @@ impl Deployment {
     }
 }
 
+/// Bakes in the user plugin with a copy of the root file system.
+fn bake(scene: &Scene, image: &str, python: &Python) {
+    let root = scene.root("fastapi");
+    fs::create_dir_all(root.parent().unwrap()).unwrap();
+    let copied = Command::new("cp").arg("-a").arg(&python.root).arg(&root).status().unwrap();
+    assert!(copied.success(), "{}: {copied}", python.root.display());
+    scene.write("plugins/fastapi/rootfs/app/uvicorn_runner.py", python.program);
+    let mut env = vec!["PATH=/usr/local/bin:/usr/bin:/bin".to_owned()];
+    env.extend(python.env.iter().cloned());
+    let config = json!({"image": image, "config": {"Env": env}});
+    scene.write("plugins/fastapi/config.json", &config.to_string());
+}
+
 /// A request to a port whose program may go away meanwhile.
 pub(crate) fn try_ask(port: u16, method: &str, path: &str) -> std::io::Result<()> {
     let mut stream = TcpStream::connect(("127.0.0.1", port))?;
@@ -138,7 +170,8 @@ fn manifest(plan: &Plan, backend: &Backend, host_port: u16) -> String {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/manifests/hello-fastapi.yaml");
     let manifest = fs::read_to_string(path).unwrap();
     let python = "command:\n        - \"python\"\n        - \"/app/uvicorn_runner.py\"\n";
-    let manifest = replace(&manifest, python, "command: [\"/hello\"]\n");
+    let command = if plan.python.is_some() { python } else { "command: [\"/hello\"]\n" };
+    let manifest = replace(&manifest, python, command);
     let manifest = replace(&manifest, "hostPort: 4455\n", &format!("hostPort: {host_port}\n"));
     let manifest = replace(&manifest, "name: hello-fastapi\n", &format!("name: {}\n", plan.name));
     replace(&manifest, &format!("http://{COLLECTOR}:4318"), &backend.exporter_url())

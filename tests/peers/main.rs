@@ -37,6 +37,7 @@ mod cluster;
 mod deployment;
 mod ends;
 mod families;
+mod fastapi;
 mod headline;
 mod network;
 mod node_exporter;

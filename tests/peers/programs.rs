@@ -7,10 +7,10 @@ use crate::not_run;
 /// Why they are not at hand, as `cargo xtask test` says it.
 const NOT_HERE_VARIABLE: &str = "ENCLAVE_TEST_PEERS_NOT_HERE";
 
-/// The path of a program, where it has been built.
+/// The path of a program, or of the root file system `fastapi`, where it has been built.
 pub(crate) fn program(name: &str) -> Option<PathBuf> {
     let variable = format!("ENCLAVE_TEST_PEER_{}", name.to_uppercase().replace('-', "_"));
-    std::env::var_os(variable).map(PathBuf::from).filter(|path| path.is_file())
+    std::env::var_os(variable).map(PathBuf::from).filter(|path| path.exists())
 }
 
 /// The path of a program as a word of a command line.
@@ -32,7 +32,7 @@ pub(crate) fn at_hand(names: &[&str]) -> bool {
 #[test]
 fn the_real_programs_are_at_hand_or_named() {
     let all = ["otelcol", "prometheus", "etcd", "kube-apiserver", "kube-controller-manager", "kubectl"];
-    if at_hand(&all) && at_hand(&["prometheus-adapter"]) {
+    if at_hand(&all) && at_hand(&["prometheus-adapter", "fastapi"]) {
         for name in all {
             assert!(word(name).ends_with(name), "{name}");
         }

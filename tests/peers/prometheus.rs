@@ -56,6 +56,15 @@ impl Prometheus {
         eventually(query, || self.number(query).filter(|value| fits(*value)))
     }
 
+    /// The values of the one series that a range selector finds, in the order of their times.
+    pub(crate) fn values(self, selector: &str) -> Vec<f64> {
+        let data = self.ask(&format!("/api/v1/query?query={}", web::encode(selector)));
+        let series = data["result"].as_array().unwrap();
+        assert_eq!(series.len(), 1, "{selector}: {data}");
+        let samples = series[0]["values"].as_array().unwrap_or_else(|| panic!("{selector}: {data}"));
+        samples.iter().map(|sample| sample[1].as_str().unwrap().parse().unwrap()).collect()
+    }
+
     /// The names of all metrics whose series have these labels.
     pub(crate) fn names(self, selector: &str) -> BTreeSet<String> {
         let data = self.ask(&format!("/api/v1/label/__name__/values?match[]={}", web::encode(selector)));
