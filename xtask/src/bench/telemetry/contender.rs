@@ -124,8 +124,9 @@ fn scrape_configs(page: SocketAddr) -> String {
 fn collector_config(scrape: &str, sink: SocketAddr) -> String {
     let indented = scrape.lines().collect::<Vec<_>>().join("\n      ");
     format!(
-        "receivers:\n  prometheus:\n    config:\n      {indented}\nexporters:\n  otlp_http:\n    \
-         endpoint: http://{sink}\n    compression: gzip\nservice:\n  telemetry: {{metrics: {{level: none}}}}\n  pipelines:\n    metrics: \
-         {{receivers: [prometheus], exporters: [otlp_http]}}\n"
+        "receivers:\n  prometheus:\n    config:\n      {indented}\n\
+         exporters:\n  otlp_http:\n    endpoint: http://{sink}\n    compression: gzip\n\
+         service:\n  telemetry: {{metrics: {{level: none}}}}\n  \
+         pipelines:\n    metrics: {{receivers: [prometheus], exporters: [otlp_http]}}\n"
     )
 }
