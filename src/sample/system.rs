@@ -342,34 +342,6 @@ mod tests {
     }
 
     #[test]
-    fn a_file_written_into_memory_raises_the_usage_by_its_size_and_its_end_lowers_it() {
-        use std::io::Write as _;
-        /// The kernel keeps freed pages aside for each CPU, up to some 30 MiB: they count as used.
-        const BYTES: u64 = 512 << 20;
-        const CHUNK: usize = 1 << 20;
-        let path = std::path::Path::new("/dev/shm").join(format!("enclave-sample-{}", std::process::id()));
-        let chunk = vec![1; CHUNK];
-        let write = || -> io::Result<()> {
-            let mut file = std::fs::File::create(&path)?;
-            (0..BYTES / CHUNK as u64).try_for_each(|_| file.write_all(&chunk))
-        };
-        // Other processes take and give back memory meanwhile, but seldom so much between two readings.
-        let raised = (0..40).any(|_| {
-            let before = Memory::now().unwrap();
-            write().unwrap();
-            let with = Memory::now().unwrap();
-            std::fs::remove_file(&path).unwrap();
-            let after = Memory::now().unwrap();
-            let near = |more: u64, less: u64| more.saturating_sub(less).abs_diff(BYTES) < BYTES / 4;
-            near(with.usage(), before.usage())
-                && near(with.working_set(), before.working_set())
-                && near(before.available, with.available)
-                && near(with.usage(), after.usage())
-        });
-        assert!(raised);
-    }
-
-    #[test]
     fn the_running_kernel_can_be_read_as_others_read_it() {
         use procfs::{Current, CurrentSI};
         let reading = System::open().unwrap().read().unwrap();
@@ -379,8 +351,10 @@ mod tests {
         assert!(reading.memory.working_set() > 0 && reading.memory.available <= reading.memory.total);
         // Time passes between the two.
         let (then, now) = (reading.cpu.total(), stat.total);
-        let whole = now.user + now.nice + now.system + now.idle + now.iowait.unwrap();
-        assert!(then <= whole + 10_000 && whole <= then + 100_000, "{then} {whole}");
+        let rest = [now.iowait, now.irq, now.softirq, now.steal].map(Option::unwrap_or_default);
+        let whole = now.user + now.nice + now.system + now.idle + rest.iter().sum::<u64>();
+        // The kernel may count iowait backwards by a few ticks.
+        assert!(then <= whole + 1000 && whole <= then + 100_000, "{then} {whole}");
         assert!(reading.oom_kills.is_some() && reading.page_faults.is_some() && reading.uptime.is_some());
         assert_eq!(reading.oom_kills, oom_kills());
     }
