@@ -24,7 +24,7 @@ const STALE_PERIODS: u32 = 3;
 /// them.
 const UNREADY_SAMPLES_MAX: u32 = 2;
 
-/// What to do now.
+/// The action that is due.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Due {
     /// Nothing.
@@ -94,7 +94,7 @@ impl Cadence {
         self.is_new
     }
 
-    /// What is due; the caller does it.
+    /// Returns the action that is due; the caller performs it.
     pub(crate) fn due(&mut self, now: Instant) -> Due {
         let Some(sampled) = self.sampled else { return Due::Nothing };
         // Half a poll early is better than half a poll late: the next question would come after the interval.
@@ -124,7 +124,7 @@ mod tests {
 
     use super::*;
 
-    /// What happens in so many milliseconds with these periods: the times of exports, the oldest sample
+    /// The events of so many milliseconds with these periods: the times of exports, the oldest sample
     /// exported.
     struct Run {
         samples: Vec<u64>,

@@ -42,7 +42,7 @@ const WORDS_MAX: usize = 3;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Identity {
     labels: BTreeMap<String, String>,
-    /// What stands on the resource alone.
+    /// Attributes of the resource alone.
     resource: BTreeMap<String, String>,
     /// The names of both in the form in which names are compared.
     label_names: BTreeSet<String>,
@@ -71,7 +71,7 @@ impl Identity {
         self.labels.iter().map(|(key, value)| (key.as_str(), value.as_str()))
     }
 
-    /// What stands on the resource beside the labels: `service.name`, `service.namespace`,
+    /// Attributes of the resource beside the labels: `service.name`, `service.namespace`,
     /// `service.instance.id` and what the host tells of the pod, as far as they are known.
     pub(crate) fn service(&self) -> impl Iterator<Item = (&str, &str)> {
         let named = [(SERVICE_NAME, LABEL_DEPLOYMENT), (SERVICE_NAMESPACE, LABEL_NAMESPACE)];

@@ -180,7 +180,7 @@ mod tests {
                     match check(&bytes, false, form, signal) {
                         Ok(request) => {
                             assert!(request.items <= bytes.len() as u64);
-                            // What has been looked through decodes.
+                            // A body that passed the check decodes.
                             if signal == Signal::Metrics {
                                 assert_eq!(otlp::count(&decode(&request).unwrap()), request.items);
                             }

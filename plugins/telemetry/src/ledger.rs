@@ -147,7 +147,7 @@ pub(crate) enum Move {
         /// Whether an app sent it.
         received: bool,
     },
-    /// A batch was queued and went out again at once, to make place or for want of an exporter.
+    /// A batch was queued and went out again at once, to make place or without an exporter.
     Lost(Dropped),
     /// A queued batch is given up.
     Dropped(Dropped),

@@ -1,4 +1,4 @@
-//! What we do to decoded OTLP messages of our own: true times, counting.
+//! Changes to decoded OTLP messages of our own: true times, counting.
 //!
 //! The SDK encodes our own metrics, but it has no way to set a point's time, to leave a start time unknown or
 //! to flag `NO_RECORDED_VALUE`; its data types cannot be built or changed from outside. That is done here, on

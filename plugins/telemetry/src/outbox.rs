@@ -1,4 +1,4 @@
-//! What waits for the collector, one outbox for each signal, bounded by number, bytes and age.
+//! Batches that wait for the collector: one outbox for each signal, bounded by number, bytes and age.
 //!
 //! Two lines: the plugin's own batches drop the oldest when full, since the newest numbers matter; an app's
 //! batches are refused instead, and never push out the supervisor's. The outbox also keeps the pauses between
@@ -67,7 +67,7 @@ impl Batch {
     }
 
     /// Keeps the order among the batches of one stream: while one of them waits for another attempt, the
-    /// later ones wait too. Batches without a stream wait for nobody.
+    /// later ones wait too. Batches without a stream wait for no other.
     pub(crate) fn in_stream(self, stream: u64) -> Self {
         Self { stream: Some(stream), ..self }
     }
@@ -146,7 +146,7 @@ struct Lines {
     closed: bool,
 }
 
-/// Whose line a batch stands in.
+/// The line that a batch stands in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Origin {
     Own,
